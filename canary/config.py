@@ -1,0 +1,495 @@
+"""The text of regions.toml -> a frozen Config, or every error at once, each with its key path and line.
+
+Pure: the environment and the means to read a secret file are arguments. Nothing after this module checks again what
+was checked here.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import urlsplit
+
+DRIVERS = ("stream",)
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A value that must never be seen: neither repr, str nor an error shows it. `reveal()` is the only way out."""
+
+    _value: str = field(repr=False)
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __str__(self) -> str:
+        return "********"
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeats:
+    """The schedule and what may pass before silence is judged. All in seconds."""
+
+    period_s: float = 1.0
+    deadline_s: float = 5.0
+    """Later than this after the intended time is late; nothing at all is missing."""
+    pause_allowance_s: float = 3.0
+    """Silence shorter than this never pages: a pause of the whole shard this long happens once a month."""
+    audit_window_s: float = 10.0
+    """So long after the deadline a lagging store or replay is asked again before its answer counts as a no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The false-alarm budget: mean time between false alarms of the whole fleet, by proof at least this."""
+
+    tolerated_loss: float = 0.001
+    page_budget_s: float = 30 * 86400.0
+    suspect_budget_s: float = 3600.0
+    resolve_hold_s: float = 120.0
+    """An incident resolves after this long without a miss on its routes, and enough clean heartbeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A place where clients reach a shard: a node, or the front door when nodes are not known."""
+
+    name: str
+    url: str
+    seen_from: Mapping[str, str]
+    """The address to use from a region, where it differs from `url`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    name: str
+    region: str
+    """The shard's own region, whose canaries send on it."""
+    driver: str
+    api_key: str
+    secret: Secret
+    channel: str
+    """`type:id` of the channel that the canaries own."""
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A vantage point, and the shards it watches."""
+
+    name: str
+    watches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    endpoint: str | None = None
+    """Base URL of an OTLP/HTTP receiver; none: traces stay in the journal."""
+    successes: float = 0.1
+    """Share of the delivered heartbeats whose trace is exported; a failed one always is."""
+    view: str = "http://127.0.0.1:16686/trace/{trace_id}"
+    """Where a person opens a trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    fleet: str
+    heartbeat: Heartbeats
+    detection: Detection
+    traces: Traces
+    shards: tuple[Shard, ...]
+    regions: tuple[Region, ...]
+
+    def shard(self, name: str) -> Shard:
+        return next(shard for shard in self.shards if shard.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, where, and what to do about it."""
+
+    path: str
+    line: int | None
+    text: str
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        return f"{where}{self.path}: {self.text}" if self.path else f"{where}{self.text}"
+
+
+class ConfigError(Exception):
+    """The configuration is wrong: yours to mend. Carries every problem found."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+def parse(text: str, environ: Mapping[str, str], read_file: Callable[[str], str]) -> Config:
+    """Check `text` and return the Config it states.
+
+    `read_file` gets a path as written in the text and may raise OSError. Raises ConfigError with every problem.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax_problem(error)]) from None
+    reader = _Reader(lines=_key_lines(text), environ=environ, read_file=read_file)
+    config = _config(reader.table(document, ""))
+    if reader.problems:
+        raise ConfigError(sorted(reader.problems, key=lambda problem: problem.line or 0))
+    return config
+
+
+# --- the shape of the file, read from the top ----------------------------------------------------------------------
+
+
+def _config(top: "_Table") -> Config:
+    regions = tuple(_region(table) for table in top.tables("regions"))
+    shards = tuple(_shard(table) for table in top.tables("shards"))
+    config = Config(
+        fleet=top.name("fleet", "canary"),
+        heartbeat=_heartbeats(top.section("heartbeat")),
+        detection=_detection(top.section("detection")),
+        traces=_traces(top.section("traces")),
+        shards=shards,
+        regions=regions,
+    )
+    top.close()
+    _check_references(top, config)
+    return config
+
+
+def _heartbeats(table: "_Table") -> Heartbeats:
+    heartbeats = Heartbeats(
+        period_s=table.duration("period", Heartbeats.period_s),
+        deadline_s=table.duration("deadline", Heartbeats.deadline_s),
+        pause_allowance_s=table.duration("pause_allowance", Heartbeats.pause_allowance_s),
+        audit_window_s=table.duration("audit_window", Heartbeats.audit_window_s),
+    )
+    if heartbeats.period_s <= 0:
+        table.problem("period", "must be longer than nothing")
+    if heartbeats.pause_allowance_s > heartbeats.deadline_s - 1:
+        table.problem("pause_allowance", "must be at least 1s shorter than the deadline")
+    table.close()
+    return heartbeats
+
+
+def _detection(table: "_Table") -> Detection:
+    detection = Detection(
+        tolerated_loss=table.share("tolerated_loss", Detection.tolerated_loss),
+        page_budget_s=table.duration("page_budget", Detection.page_budget_s),
+        suspect_budget_s=table.duration("suspect_budget", Detection.suspect_budget_s),
+        resolve_hold_s=table.duration("resolve_hold", Detection.resolve_hold_s),
+    )
+    if not 0 < detection.tolerated_loss <= 0.05:
+        table.problem("tolerated_loss", "must lie above 0 and not above 0.05")
+    table.close()
+    return detection
+
+
+def _traces(table: "_Table") -> Traces:
+    endpoint = table.url("endpoint") if table.has("endpoint") else None
+    traces = Traces(endpoint, table.share("successes", Traces.successes), table.text("view", Traces.view))
+    table.close()
+    return traces
+
+
+def _region(table: "_Table") -> Region:
+    watches = table.names("watches")
+    table.close()
+    return Region(table.key, watches)
+
+
+def _shard(table: "_Table") -> Shard:
+    if table.has("url") and table.has("nodes"):
+        table.problem("url", "give either the front door's `url` or the `nodes`, not both")
+    shard = Shard(
+        name=table.key,
+        region=table.name("region", table.key),
+        driver=table.choice("driver", DRIVERS, "stream"),
+        api_key=table.text("api_key"),
+        secret=table.secret("secret"),
+        channel=table.text("channel", "canary:heartbeats"),
+        entries=_front_door(table) if table.has("url") else _nodes(table),
+    )
+    if not re.fullmatch(r"[a-z0-9_-]+:[A-Za-z0-9_!-]{1,64}", shard.channel):
+        table.problem("channel", 'must read `type:id`, such as "canary:heartbeats"')
+    table.close()
+    return shard
+
+
+def _front_door(table: "_Table") -> tuple[Entry, ...]:
+    """Behind one URL the nodes are a lottery: draw often enough and tell them apart by what the sessions say."""
+    url, count = table.url("url"), table.count("canaries", 3)
+    return tuple(Entry(f"door-{number}", url, {}) for number in range(1, count + 1))
+
+
+def _nodes(table: "_Table") -> tuple[Entry, ...]:
+    nodes = table.section("nodes", required=True)
+    entries = []
+    for name in nodes.keys():
+        if nodes.is_table(name):
+            node = nodes.section(name)
+            seen = node.section("from")
+            entry = Entry(name, node.url("url"), {region: seen.url(region) for region in seen.keys()})
+            seen.close()
+            node.close()
+        else:
+            entry = Entry(name, nodes.url(name), {})
+        nodes.check_name(name)
+        entries.append(entry)
+    nodes.close()
+    if not entries and table.has("nodes"):
+        table.problem("nodes", "names no node")
+    return tuple(entries)
+
+
+def _check_references(top: "_Table", config: Config) -> None:
+    shards = {shard.name for shard in config.shards}
+    regions = {region.name for region in config.regions}
+    for region in config.regions:
+        for name in region.watches:
+            if name not in shards:
+                top.problem(
+                    f"regions.{region.name}.watches", f"there is no shard `{name}`{_meant(name, shards)}"
+                )
+    for shard in config.shards:
+        if shard.region and shard.region not in regions:
+            top.problem(
+                f"shards.{shard.name}.region",
+                f"there is no region `{shard.region}`{_meant(shard.region, regions)}",
+            )
+        elif not any(shard.name in region.watches for region in config.regions):
+            top.problem(
+                f"shards.{shard.name}", "no region watches this shard; add it to a region's `watches`"
+            )
+        for entry in shard.entries:
+            for name in entry.seen_from.keys() - regions:
+                top.problem(
+                    f"shards.{shard.name}.nodes.{entry.name}.from.{name}",
+                    f"there is no region `{name}`{_meant(name, regions)}",
+                )
+    _check_names(top, config)
+
+
+def _check_names(top: "_Table", config: Config) -> None:
+    """A node's name stands for it in every report, so it must be one node's alone."""
+    seen: dict[str, str] = {}
+    for shard in config.shards:
+        for entry in shard.entries:
+            if not entry.name.startswith("door-") and seen.setdefault(entry.name, shard.name) != shard.name:
+                top.problem(
+                    f"shards.{shard.name}.nodes.{entry.name}",
+                    f"duplicate name: shard `{seen[entry.name]}` has a node of this name",
+                )
+
+
+# --- reading with a memory for errors ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Reader:
+    lines: Mapping[str, int]
+    environ: Mapping[str, str]
+    read_file: Callable[[str], str]
+    problems: list[Problem] = field(default_factory=list)
+
+    def table(self, values: dict[str, Any], path: str) -> "_Table":
+        return _Table(self, values, path)
+
+    def line(self, path: str) -> int | None:
+        while path and path not in self.lines:
+            path = path.rpartition(".")[0]
+        return self.lines.get(path)
+
+
+@dataclass(slots=True)
+class _Table:
+    """One table of the document: hands out checked values and remembers which keys were asked for."""
+
+    reader: _Reader
+    values: dict[str, Any]
+    path: str
+    known: set[str] = field(default_factory=set)
+
+    @property
+    def key(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    def problem(self, key: str, text: str) -> None:
+        path = f"{self.path}.{key}" if self.path and key else self.path or key
+        self.reader.problems.append(Problem(path, self.reader.line(path), text))
+
+    def has(self, key: str) -> bool:
+        return key in self.values
+
+    def is_table(self, key: str) -> bool:
+        return isinstance(self.values[key], dict)
+
+    def keys(self) -> list[str]:
+        return list(self.values)
+
+    def close(self) -> None:
+        """Every key that nobody asked for is an error: a typing mistake must not be a silent default."""
+        for key in self.values.keys() - self.known:
+            self.problem(key, f"unknown key{_meant(key, self.known)}")
+
+    def section(self, key: str, required: bool = False) -> "_Table":
+        value = self._take(key, dict, "a table", {} if not required or self.has(key) else None)
+        return self.reader.table(value or {}, f"{self.path}.{key}" if self.path else key)
+
+    def tables(self, key: str) -> list["_Table"]:
+        section = self.section(key, required=True)
+        if self.has(key) and not section.values:
+            self.problem(key, "is empty")
+        for name in section.keys():
+            section.check_name(name)
+        return [section.section(name) for name in section.keys()]
+
+    def check_name(self, name: str) -> None:
+        if not NAME.fullmatch(name):
+            self.problem(name, "a name is made of a-z, 0-9 and `-`")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        return str(self._take(key, str, "a text", default) or "")
+
+    def name(self, key: str, default: str) -> str:
+        name = self.text(key, default)
+        if not NAME.fullmatch(name):
+            self.problem(key, "a name is made of a-z, 0-9 and `-`")
+        return name
+
+    def names(self, key: str) -> tuple[str, ...]:
+        values = self._take(key, list, "a list of names", None) or []
+        if not all(isinstance(value, str) for value in values):
+            self.problem(key, "must be a list of names")
+            return ()
+        if len(set(values)) < len(values):
+            self.problem(key, "names something twice")
+        return tuple(values)
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        value = self.text(key, default)
+        if value not in choices:
+            self.problem(key, f"must be one of {', '.join(choices)}{_meant(value, choices)}")
+        return value
+
+    def count(self, key: str, default: int) -> int:
+        value = self._take(key, int, "a whole number", default)
+        if value < 1:
+            self.problem(key, "must be at least 1")
+        return int(value)
+
+    def share(self, key: str, default: float) -> float:
+        value = self._take(key, (int, float), "a number from 0 to 1", default)
+        if not 0 <= value <= 1:
+            self.problem(key, "must be a number from 0 to 1")
+        return float(value)
+
+    def duration(self, key: str, default: float) -> float:
+        value = self._take(
+            key, str, 'a duration such as "500ms", "5s" or "30d"', None if self.has(key) else ""
+        )
+        if not value:
+            return default
+        match = DURATION.fullmatch(value)
+        if match is None:
+            self.problem(key, f'"{value}" is not a duration; write it like "500ms", "5s", "10m" or "30d"')
+            return default
+        return float(match[1]) * SECONDS[match[2]]
+
+    def url(self, key: str) -> str:
+        value = self.text(key)
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            self.problem(key, f'"{value}" is not a URL; write it like "https://chat.example.com"')
+        if parts.username or parts.password:
+            self.problem(key, "a URL must not carry credentials")
+        return value.rstrip("/")
+
+    def secret(self, key: str) -> Secret:
+        """`secret_env = "NAME"` or `secret_file = "path"`: the value itself never stands in the file."""
+        env_key, file_key = f"{key}_env", f"{key}_file"
+        if self.has(key):
+            self.known.add(key)
+            self.problem(key, f"a secret does not stand in this file; use `{env_key}` or `{file_key}`")
+        elif self.has(env_key) == self.has(file_key):
+            self.known |= {env_key, file_key}
+            self.problem(key, f"missing secret: give either `{env_key}` or `{file_key}`")
+        elif self.has(env_key):
+            return Secret(self._from_environ(env_key))
+        else:
+            return Secret(self._from_file(file_key))
+        return Secret("")
+
+    def _from_environ(self, key: str) -> str:
+        variable = self.text(key)
+        value = self.reader.environ.get(variable, "").strip()
+        if variable and not value:
+            self.problem(key, f"missing secret: the environment variable {variable} is not set")
+        return value
+
+    def _from_file(self, key: str) -> str:
+        path = self.text(key)
+        try:
+            value = self.reader.read_file(path).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            self.problem(key, f"missing secret: cannot read {path}: {reason}")
+            return ""
+        if not value:
+            self.problem(key, f"missing secret: {path} is empty")
+        return value
+
+    def _take(self, key: str, kind: type | tuple[type, ...], words: str, default: Any) -> Any:
+        self.known.add(key)
+        if key not in self.values:
+            if default is None:
+                self.problem(key, "missing")
+                return kind() if isinstance(kind, type) else 0
+            return default
+        value = self.values[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self.problem(key, f"must be {words}")
+            return default if default is not None else (kind() if isinstance(kind, type) else 0)
+        return value
+
+
+def _meant(word: str, choices: object) -> str:
+    close = get_close_matches(word, list(choices), 1)  # type: ignore[call-overload]
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _syntax_problem(error: tomllib.TOMLDecodeError) -> Problem:
+    """tomllib says the line in its text only."""
+    text = str(error)
+    found = re.search(r" \(at line (\d+), column (\d+)\)$", text)
+    if found is None:
+        return Problem("", None, f"not TOML: {text}")
+    return Problem("", int(found[1]), f"not TOML: {text[: found.start()]} (column {found[2]})")
+
+
+def _key_lines(text: str) -> dict[str, int]:
+    """Key path -> line number, for the messages alone: tomllib keeps no positions. Reads headers and `key =` lines."""
+    header = re.compile(r"\s*\[+([^\[\]]+)\]+\s*(#.*)?$")
+    assignment = re.compile(r"""\s*([A-Za-z0-9_."'-]+(?:\s*\.\s*[A-Za-z0-9_"'-]+)*)\s*=""")
+    lines: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := header.match(line):
+            table = _plain(match[1])
+            lines.setdefault(table, number)
+        elif match := assignment.match(line):
+            key = _plain(match[1])
+            lines.setdefault(f"{table}.{key}" if table else key, number)
+    return lines
+
+
+def _plain(key: str) -> str:
+    return ".".join(part.strip().strip("\"'") for part in key.split("."))

@@ -1,0 +1,445 @@
+"""Every fact that crosses a border, and the words it is said in.
+
+Facts of the world (`Fact`) are made by the shells in `canary/fleet/` and observed by the watch; what the watch concludes
+(`Finding`) is read by the outputs. Nothing else passes between them. All records are frozen, compare by value and
+hold no clock: `at` is the monotonic time of this agent in seconds, for judging; `wall` is Unix time in seconds, for
+people and for other machines. The two are never mixed.
+
+This module knows nothing of the rest of the package.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import blake2b
+from typing import NewType
+
+CanaryName = NewType("CanaryName", str)
+"""Name of a canary; also its user id on the shard, so only a-z, 0-9 and `-`."""
+
+HeartbeatId = NewType("HeartbeatId", str)
+"""`<epoch>.<sender>.<sequence>`; also the id of the chat message that carries the heartbeat."""
+
+IncidentId = NewType("IncidentId", str)
+
+
+# --- who ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """One synthetic client: a user, pinned to a region, with one websocket session on one shard."""
+
+    name: CanaryName
+    region: str
+    shard: str
+    url: str
+    """Where this canary reaches the shard: a node's address or the front door, `http(s)://host:port`."""
+    sends: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Ordered pair sender -> receiver."""
+
+    sender: CanaryName
+    receiver: CanaryName
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a route as it was when a heartbeat passed: for the sender, the node that accepted it."""
+
+    region: str
+    node: str
+    build: str
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What is known of one heartbeat's passage over one route; localisation looks for conjunctions of these."""
+
+    shard: str
+    sender: End
+    receiver: End
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """One message sent on a fixed schedule. `due_at` is the intended time; latency counts from it."""
+
+    id: HeartbeatId
+    sender: CanaryName
+    shard: str
+    seq: int
+    due_at: float
+    due_wall: float
+
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits, derived from the id so that sender, journal and exporter agree without a word."""
+        return _hex_id("trace", self.id, 16)
+
+    @property
+    def send_span_id(self) -> str:
+        """16 hex digits; the servers' spans join the trace below this one."""
+        return _hex_id("send", self.id, 8)
+
+    @property
+    def traceparent(self) -> str:
+        """W3C trace context of the send span, always sampled."""
+        return f"00-{self.trace_id}-{self.send_span_id}-01"
+
+
+def _hex_id(role: str, name: str, size: int) -> str:
+    return blake2b(f"{role}:{name}".encode(), digest_size=size).hexdigest()
+
+
+# --- facts of the world ------------------------------------------------------------------------------------------
+
+
+class Stamp(Enum):
+    """Which clock dated a receipt."""
+
+    KERNEL = "kernel"
+    """The kernel's time of arrival of the bytes."""
+    COALESCED = "coalesced"
+    """The kernel's time of a read that held several frames: an upper bound for all but the last."""
+    USER = "user"
+    """The time at which our code had the frame."""
+
+
+class Oracle(Enum):
+    """Where a heartbeat can be looked up when no receipt came."""
+
+    STORED = "stored"
+    REPLAYED = "replayed"
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The request that carries the heartbeat is about to be written."""
+
+    heartbeat: Heartbeat
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A slot of the schedule passed without a send; never a silence."""
+
+    sender: CanaryName
+    seq: int
+    due_at: float
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """The shard accepted the heartbeat, at this node and build."""
+
+    heartbeat: HeartbeatId
+    at: float
+    node: str
+    build: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The shard surely did not accept the heartbeat."""
+
+    heartbeat: HeartbeatId
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Nobody knows whether the shard accepted the heartbeat: time-out, broken connection, 5xx."""
+
+    heartbeat: HeartbeatId
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The receiver is proved attached: hello seen, watch confirmed by the shard. From now on silence counts."""
+
+    canary: CanaryName
+    at: float
+    node: str
+    build: str
+    connection: str
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """The canary has no healthy session from now on."""
+
+    canary: CanaryName
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A heartbeat arrived live at a receiver."""
+
+    heartbeat: HeartbeatId
+    receiver: CanaryName
+    at: float
+    stamp: Stamp
+    intact: bool
+    """The digest of what arrived equals the digest that was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The auditor asked an oracle about a heartbeat and got an answer. No answer is no fact."""
+
+    heartbeat: HeartbeatId
+    oracle: Oracle
+    found: bool
+    began_at: float
+    at: float
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """This agent could not do its own work for a while; what it did not see in that time proves nothing."""
+
+    at: float
+    lasted_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A heartbeat that an earlier run of this agent sent and never settled. Its times are on this run's clock."""
+
+    heartbeat: Heartbeat
+    at: float
+
+
+Fact = (
+    Sent
+    | Skipped
+    | Acked
+    | Refused
+    | Unanswered
+    | Attached
+    | Detached
+    | Received
+    | Looked
+    | Stalled
+    | Resumed
+)
+
+
+# --- what the ledger concludes -----------------------------------------------------------------------------------
+
+
+class Live(Enum):
+    """What the live path has done with a heartbeat on a route so far."""
+
+    EXPECTED = "expected"
+    ARRIVED = "arrived"
+    """In time."""
+    OVERDUE = "overdue"
+    """Older than the pause allowance, not yet at the deadline."""
+    MISSED = "missed"
+    """The deadline passed. Final for the detector, even if the heartbeat arrives later."""
+    EXCUSED = "excused"
+    """Silence proves nothing here: no session, nothing accepted, or the canary's own fault."""
+
+
+class Verdict(Enum):
+    """What became of one heartbeat on one route, all oracles asked."""
+
+    DELIVERED = "delivered"
+    LATE = "late"
+    UNDELIVERED = "undelivered"
+    UNREPLAYED = "unreplayed"
+    LOST = "lost"
+    REJECTED = "rejected"
+    UNACKED = "unacked"
+    DETACHED = "detached"
+    VOID = "void"
+
+
+FAILED = frozenset({Verdict.LATE, Verdict.UNDELIVERED, Verdict.UNREPLAYED, Verdict.LOST})
+"""The verdicts that are the shard's failure to deliver."""
+
+
+class Flag(Enum):
+    """What was odd beside the verdict; counted on its own."""
+
+    DUPLICATED = "duplicated"
+    REORDERED = "reordered"
+    CORRUPTED = "corrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The live path's state of one heartbeat on one route has changed. Emitted in the order of due times
+    for EXPECTED; every EXPECTED is followed by exactly one of ARRIVED, MISSED or EXCUSED, perhaps with an OVERDUE between."""
+
+    heartbeat: HeartbeatId
+    route: Route
+    live: Live
+    due_at: float
+    at: float
+    latency_s: float | None
+    """From the intended time; set when ARRIVED."""
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDue:
+    """Somebody must ask the oracles about this heartbeat now. Repeated by the ledger until they have answered
+    or the audit window is over."""
+
+    heartbeat: Heartbeat
+    receivers: tuple[CanaryName, ...]
+    """Those that miss it: the audit asks where they are served."""
+    oracles: tuple[Oracle, ...]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A verdict. A later fact may bring another for the same heartbeat and route, which names the one it `upgrades`."""
+
+    heartbeat: HeartbeatId
+    route: Route
+    verdict: Verdict
+    reason: str
+    at: float
+    received_at: float | None
+    latency_s: float | None
+    stamp: Stamp | None
+    stored: bool | None
+    replayed: bool | None
+    flags: frozenset[Flag]
+    labels: Labels
+    upgrades: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A heartbeat with all that is known of it, when its last route settled; again after each upgrade."""
+
+    heartbeat: Heartbeat
+    sent_at: float
+    answered_at: float | None
+    answer: str
+    """`accepted`, or why not."""
+    node: str | None
+    build: str | None
+    looks: tuple[Looked, ...]
+    settled: tuple[Settled, ...]
+    at: float
+
+
+# --- what the detector concludes ---------------------------------------------------------------------------------
+
+
+class Tier(Enum):
+    OK = "ok"
+    SUSPECT = "suspect"
+    """No page: evidence worth an hour of normal operation, overdue heartbeats counted from the first moment."""
+    PAGE = "page"
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A shard's evidence crossed a bound, up or down."""
+
+    shard: str
+    tier: Tier
+    was: Tier
+    at: float
+    evidence_rounds: float
+    """So many rounds of normal operation would be needed to see this once."""
+    loss: float
+    """Estimated share of heartbeats lost on the loudest stream, 0..1."""
+    onset_at: float
+    """When the loss began, as estimated: due time of the first heartbeat that the loudest stream missed."""
+    routes: tuple[Route, ...]
+    """The routes with evidence of their own, loudest first."""
+
+
+# --- what the incident concludes ---------------------------------------------------------------------------------
+
+Literal = tuple[str, str]
+"""One condition on the labels, such as `("sender.build", "local-fanout")` or `("same_node", "no")`."""
+
+Conjunction = tuple[Literal, ...]
+"""All of these hold. Empty: everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    missed: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.missed / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One fault's scope: every shortest conjunction that fits the evidence equally well, best first."""
+
+    conjunctions: tuple[Conjunction, ...]
+    inside: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where the failure is: one rule, or several where several faults overlap."""
+
+    rules: tuple[Rule, ...]
+    outside: Rate
+
+
+class Change(Enum):
+    OPENED = "opened"
+    UPDATED = "updated"
+    RESOLVED = "resolved"
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Alarms explained together. All times are wall times: an incident outlives the agent that opened it."""
+
+    id: IncidentId
+    kind: Verdict
+    shards: tuple[str, ...]
+    scope: Scope
+    earlier: tuple[Scope, ...]
+    """What was believed before, oldest first: stage by stage of a rollout."""
+    onset_wall: float
+    opened_wall: float
+    resolved_wall: float | None
+    stored: Rate
+    """Of the missing heartbeats that were looked up: how many were *not* in the store."""
+    replayed: Rate
+    """Likewise, not in the replay."""
+    routes: tuple[Route, ...]
+    """Routes that missed a heartbeat since the onset."""
+    examples: tuple[HeartbeatId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentChanged:
+    incident: Incident
+    change: Change
+    reason: str
+    at: float
+
+
+Finding = Outcome | AuditDue | Settled | Closed | Alarm | IncidentChanged
+Event = Fact | Finding
