@@ -1,0 +1,139 @@
+"""How a canary speaks to a shard. One Driver per kind of chat; what it says is in the words of `canary.events`.
+
+A driver decides nothing: it connects, sends once, listens and looks up. It never retries a heartbeat. What fails is
+said by its errors:
+
+    DriverError                 the chat's fault, or the network's; the canary goes on
+     +- AttachError             no session: `reason` says why, in one line for a person
+     |   +- Unreachable         nothing answers at that address
+     |   +- Unauthorized        wrong key, wrong secret, expired token: `remedy` says which
+     |   +- WrongProtocol       something answers that does not speak this protocol
+     +- SessionEnded            a session was up and is no more
+     +- SendRefused             definite: the shard did not accept the heartbeat
+     +- SendUnanswered          indefinite: nobody knows whether it did
+     +- LookFailed              an oracle gave no answer
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from canary.events import Canary, Heartbeat, HeartbeatId, Stamp
+
+
+class DriverError(Exception):
+    """The chat's fault or the network's."""
+
+
+class AttachError(DriverError):
+    """No session could be had."""
+
+
+class Unreachable(AttachError):
+    """Nothing answers at that address."""
+
+
+class Unauthorized(AttachError):
+    """The shard does not accept who we say we are."""
+
+
+class WrongProtocol(AttachError):
+    """Something answers, but it does not speak this protocol."""
+
+
+class SessionEnded(DriverError):
+    """The session is no more: closed, broken, or silent beyond its own liveness deadline."""
+
+
+class SendRefused(DriverError):
+    """The shard surely did not accept the heartbeat."""
+
+
+class SendUnanswered(DriverError):
+    """Nobody knows whether the shard accepted the heartbeat."""
+
+
+class LookFailed(DriverError):
+    """The oracle gave no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The shard's acknowledgement: where the heartbeat was accepted."""
+
+    at: float
+    node: str
+    build: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A heartbeat off the socket."""
+
+    heartbeat: HeartbeatId
+    at: float
+    stamp: Stamp
+    intact: bool
+
+
+class Session(Protocol):
+    """One attached websocket: hello seen, watch confirmed."""
+
+    node: str
+    build: str
+    connection: str
+
+    def receipts(self) -> AsyncIterator[Receipt]:
+        """This fleet's heartbeats as they arrive; other traffic is skipped. Raises SessionEnded with the reason."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An oracle's answer: which of the ids asked for it has, and the node that answered."""
+
+    ids: frozenset[HeartbeatId]
+    node: str
+
+
+class Driver(Protocol):
+    """Speaks to one shard for all canaries of it. Lives as long as its `opened` scope."""
+
+    async def prepare(self, canaries: Sequence[Canary]) -> None:
+        """Make users and channel exist. Idempotent. Raises AttachError."""
+        ...
+
+    def attach(self, canary: Canary) -> AbstractAsyncContextManager[Session]:
+        """A session from hello and confirmed watch to the end of the block. Raises AttachError on entry."""
+        ...
+
+    async def send(self, canary: Canary, heartbeat: Heartbeat) -> Accepted:
+        """Send once. Raises SendRefused or SendUnanswered."""
+        ...
+
+    async def stored(self, asker: Canary, ids: Sequence[HeartbeatId]) -> Found:
+        """Read back by id, at the address of `asker`. Raises LookFailed."""
+        ...
+
+    async def replayed(self, asker: Canary, ids: Sequence[HeartbeatId], since_wall: float) -> Found:
+        """Replay events since `since_wall` (already generous). Raises LookFailed."""
+        ...
+
+
+__all__ = [
+    "Accepted",
+    "AttachError",
+    "Driver",
+    "DriverError",
+    "Found",
+    "LookFailed",
+    "Receipt",
+    "SendRefused",
+    "SendUnanswered",
+    "Session",
+    "SessionEnded",
+    "Unauthorized",
+    "Unreachable",
+    "WrongProtocol",
+]
