@@ -6,7 +6,7 @@ was checked here.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -166,11 +166,12 @@ def _config(top: "_Table") -> Config:
 
 
 def _heartbeats(table: "_Table") -> Heartbeats:
+    default = Heartbeats()
     heartbeats = Heartbeats(
-        period_s=table.duration("period", Heartbeats.period_s),
-        deadline_s=table.duration("deadline", Heartbeats.deadline_s),
-        pause_allowance_s=table.duration("pause_allowance", Heartbeats.pause_allowance_s),
-        audit_window_s=table.duration("audit_window", Heartbeats.audit_window_s),
+        period_s=table.duration("period", default.period_s),
+        deadline_s=table.duration("deadline", default.deadline_s),
+        pause_allowance_s=table.duration("pause_allowance", default.pause_allowance_s),
+        audit_window_s=table.duration("audit_window", default.audit_window_s),
     )
     if heartbeats.period_s <= 0:
         table.problem("period", "must be longer than nothing")
@@ -181,11 +182,12 @@ def _heartbeats(table: "_Table") -> Heartbeats:
 
 
 def _detection(table: "_Table") -> Detection:
+    default = Detection()
     detection = Detection(
-        tolerated_loss=table.share("tolerated_loss", Detection.tolerated_loss),
-        page_budget_s=table.duration("page_budget", Detection.page_budget_s),
-        suspect_budget_s=table.duration("suspect_budget", Detection.suspect_budget_s),
-        resolve_hold_s=table.duration("resolve_hold", Detection.resolve_hold_s),
+        tolerated_loss=table.share("tolerated_loss", default.tolerated_loss),
+        page_budget_s=table.duration("page_budget", default.page_budget_s),
+        suspect_budget_s=table.duration("suspect_budget", default.suspect_budget_s),
+        resolve_hold_s=table.duration("resolve_hold", default.resolve_hold_s),
     )
     if not 0 < detection.tolerated_loss <= 0.05:
         table.problem("tolerated_loss", "must lie above 0 and not above 0.05")
@@ -194,8 +196,9 @@ def _detection(table: "_Table") -> Detection:
 
 
 def _traces(table: "_Table") -> Traces:
+    default = Traces()
     endpoint = table.url("endpoint") if table.has("endpoint") else None
-    traces = Traces(endpoint, table.share("successes", Traces.successes), table.text("view", Traces.view))
+    traces = Traces(endpoint, table.share("successes", default.successes), table.text("view", default.view))
     table.close()
     return traces
 
@@ -227,17 +230,17 @@ def _shard(table: "_Table") -> Shard:
 def _front_door(table: "_Table") -> tuple[Entry, ...]:
     """Behind one URL the nodes are a lottery: draw often enough and tell them apart by what the sessions say."""
     url, count = table.url("url"), table.count("canaries", 3)
-    return tuple(Entry(f"door-{number}", url, {}) for number in range(1, count + 1))
+    return tuple(Entry(f"{table.key}-door-{number}", url, {}) for number in range(1, count + 1))
 
 
 def _nodes(table: "_Table") -> tuple[Entry, ...]:
     nodes = table.section("nodes", required=True)
     entries = []
-    for name in nodes.keys():
+    for name in nodes:
         if nodes.is_table(name):
             node = nodes.section(name)
             seen = node.section("from")
-            entry = Entry(name, node.url("url"), {region: seen.url(region) for region in seen.keys()})
+            entry = Entry(name, node.url("url"), {region: seen.url(region) for region in seen})
             seen.close()
             node.close()
         else:
@@ -283,7 +286,7 @@ def _check_names(top: "_Table", config: Config) -> None:
     seen: dict[str, str] = {}
     for shard in config.shards:
         for entry in shard.entries:
-            if not entry.name.startswith("door-") and seen.setdefault(entry.name, shard.name) != shard.name:
+            if seen.setdefault(entry.name, shard.name) != shard.name:
                 top.problem(
                     f"shards.{shard.name}.nodes.{entry.name}",
                     f"duplicate name: shard `{seen[entry.name]}` has a node of this name",
@@ -332,8 +335,8 @@ class _Table:
     def is_table(self, key: str) -> bool:
         return isinstance(self.values[key], dict)
 
-    def keys(self) -> list[str]:
-        return list(self.values)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
 
     def close(self) -> None:
         """Every key that nobody asked for is an error: a typing mistake must not be a silent default."""
@@ -348,9 +351,9 @@ class _Table:
         section = self.section(key, required=True)
         if self.has(key) and not section.values:
             self.problem(key, "is empty")
-        for name in section.keys():
+        for name in section:
             section.check_name(name)
-        return [section.section(name) for name in section.keys()]
+        return [section.section(name) for name in section]
 
     def check_name(self, name: str) -> None:
         if not NAME.fullmatch(name):

@@ -1,0 +1,151 @@
+"""Config + Random -> which canary sends what, where and when; a plan that would break a shard's limits is refused.
+
+Every entry of a watched shard gets one canary per watching region. The canaries of the shard's own region also send;
+every canary receives. So every ordered pair of nodes is a route, and regions that watch from afar add theirs.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from canary.config import Config, ConfigError, Entry, Problem, Shard
+from canary.events import Canary, CanaryName, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a shard of one kind promises to serve; above it loss is by design and would be no failure."""
+
+    live_per_client_per_s: float
+    calls_per_user_per_min: float
+    source: str
+
+
+LIMITS = {
+    "stream": Limits(
+        5, 60, "Stream Chat: 5 live messages/s per client, 60 calls/min per user token and endpoint"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What this plan asks of one shard."""
+
+    shard: str
+    senders: int
+    receivers: int
+    live_per_client_per_s: float
+    calls_per_user_per_min: float
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who does what. `phase_s[name]` is when in each period a sender's heartbeat is due."""
+
+    config: Config
+    canaries: tuple[Canary, ...]
+    routes: tuple[Route, ...]
+    phase_s: dict[CanaryName, float]
+    loads: tuple[Load, ...]
+
+    def routes_of(self, shard: str) -> tuple[Route, ...]:
+        on_shard = {canary.name for canary in self.canaries if canary.shard == shard}
+        return tuple(route for route in self.routes if route.sender in on_shard)
+
+
+def make_plan(config: Config, random: Random, regions: tuple[str, ...] = ()) -> Plan:
+    """The plan for all regions, or for those named. Raises ConfigError with the sum that breaks a limit."""
+    chosen = regions or tuple(region.name for region in config.regions)
+    canaries = tuple(_with_routes(_canaries(config, chosen)))
+    routes = tuple(
+        Route(sender.name, receiver.name)
+        for sender in canaries
+        for receiver in canaries
+        if sender.sends and sender.shard == receiver.shard
+    )
+    loads = tuple(
+        _load(config, shard, canaries)
+        for shard in config.shards
+        if any(canary.shard == shard.name for canary in canaries)
+    )
+    problems = [problem for load in loads for problem in _excess(load, config)]
+    problems += _unknown_regions(config, chosen)
+    if not problems and not routes:
+        problems.append(
+            Problem("regions", None, f"no route: {', '.join(chosen)} watch no shard of their own")
+        )
+    if problems:
+        raise ConfigError(problems)
+    return Plan(config, canaries, routes, _phases(config, canaries, random), loads)
+
+
+def _canaries(config: Config, regions: tuple[str, ...]) -> list[Canary]:
+    return [
+        _canary(shard, entry, region.name)
+        for region in config.regions
+        if region.name in regions
+        for shard in config.shards
+        if shard.name in region.watches
+        for entry in shard.entries
+    ]
+
+
+def _canary(shard: Shard, entry: Entry, region: str) -> Canary:
+    name = CanaryName(f"{region}-at-{entry.name}")
+    url = entry.seen_from.get(region, entry.url)
+    return Canary(name, region, shard.name, url, sends=region == shard.region)
+
+
+def _with_routes(canaries: list[Canary]) -> list[Canary]:
+    """A canary on a shard that nobody in this agent sends on has nothing to hear."""
+    sent_on = {canary.shard for canary in canaries if canary.sends}
+    return [canary for canary in canaries if canary.shard in sent_on]
+
+
+def _load(config: Config, shard: Shard, canaries: tuple[Canary, ...]) -> Load:
+    here = [canary for canary in canaries if canary.shard == shard.name]
+    senders = sum(canary.sends for canary in here)
+    period_s = config.heartbeat.period_s
+    return Load(shard.name, senders, len(here), senders / period_s, 60 / period_s, LIMITS[shard.driver])
+
+
+def _excess(load: Load, config: Config) -> list[Problem]:
+    period_s = config.heartbeat.period_s
+    problems = []
+    if load.live_per_client_per_s > load.limits.live_per_client_per_s:
+        enough_s = load.senders / load.limits.live_per_client_per_s
+        problems.append(
+            f"{load.senders} senders / {period_s:g} s = {load.live_per_client_per_s:g} live messages/s to every client; "
+            f"the limit is {load.limits.live_per_client_per_s:g}. A period of {enough_s:g}s keeps it"
+        )
+    if load.calls_per_user_per_min > load.limits.calls_per_user_per_min:
+        enough_s = 60 / load.limits.calls_per_user_per_min
+        problems.append(
+            f"60 s / {period_s:g} s = {load.calls_per_user_per_min:g} sends/min by every sender; "
+            f"the limit is {load.limits.calls_per_user_per_min:g}. A period of {enough_s:g}s keeps it"
+        )
+    return [
+        Problem(f"shards.{load.shard}", None, f"the plan breaks a limit ({load.limits.source}): {text}")
+        for text in problems
+    ]
+
+
+def _unknown_regions(config: Config, chosen: tuple[str, ...]) -> list[Problem]:
+    known = {region.name for region in config.regions}
+    return [
+        Problem("regions", None, f"there is no region `{name}`; there are {', '.join(sorted(known))}")
+        for name in chosen
+        if name not in known
+    ]
+
+
+def _phases(config: Config, canaries: tuple[Canary, ...], random: Random) -> dict[CanaryName, float]:
+    """Spread the senders of each shard evenly over the period from a random start, so that no two agents beat as one."""
+    phases: dict[CanaryName, float] = {}
+    for shard in config.shards:
+        senders = [canary.name for canary in canaries if canary.sends and canary.shard == shard.name]
+        start = random.random()
+        for index, name in enumerate(senders):
+            phases[name] = (start + index / len(senders)) % 1.0 * config.heartbeat.period_s
+    return phases
