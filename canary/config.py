@@ -146,6 +146,14 @@ def parse(text: str, environ: Mapping[str, str], read_file: Callable[[str], str]
     return config
 
 
+def seconds(text: str) -> float:
+    """A duration such as "500ms", "5s", "10m" or "30d", in seconds. Raises ValueError with the remedy."""
+    match = DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f'"{text}" is not a duration; write it like "500ms", "5s", "10m" or "30d"')
+    return float(match[1]) * SECONDS[match[2]]
+
+
 # --- the shape of the file, read from the top ----------------------------------------------------------------------
 
 
@@ -401,11 +409,11 @@ class _Table:
         )
         if not value:
             return default
-        match = DURATION.fullmatch(value)
-        if match is None:
-            self.problem(key, f'"{value}" is not a duration; write it like "500ms", "5s", "10m" or "30d"')
+        try:
+            return seconds(value)
+        except ValueError as error:
+            self.problem(key, str(error))
             return default
-        return float(match[1]) * SECONDS[match[2]]
 
     def url(self, key: str) -> str:
         value = self.text(key)

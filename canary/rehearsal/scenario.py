@@ -1,0 +1,130 @@
+"""An incident as a timeline in TOML: what is done to the cluster, and what the fleet must say.
+
+Knows the file's form and nothing of how it is played.
+"""
+
+import tomllib
+from dataclasses import dataclass
+
+import msgspec
+
+from canary.config import ConfigError, Problem, seconds
+
+
+class ClusterShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cluster to start."""
+
+    regions: list[str]
+    nodes: int
+    build: str
+
+
+class _StepText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    do: str
+    wait: str = "0s"
+    build: str = ""
+    pause: str = "0s"
+
+
+class Reach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    at: float
+    give: float
+
+
+class ScopeTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A conjunction that must be the only explanation, or one among several."""
+
+    exactly: str = ""
+    among: str = ""
+
+
+class _ExpectText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pages: int | None = None
+    kind: str | None = None
+    stored: bool | None = None
+    replayed: bool | None = None
+    suspect_within: str | None = None
+    page_within: str | None = None
+    onset_within: str | None = None
+    reach: Reach | None = None
+    scope_stage_1: ScopeTest | None = None
+    scope_stage_2: ScopeTest | None = None
+    scope_stage_3: ScopeTest | None = None
+
+
+class _ScenarioText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    title: str
+    cluster: ClusterShape
+    step: list[_StepText]
+    expect: _ExpectText
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """After `wait_s`, do it: deploy, rollback or end."""
+
+    do: str
+    wait_s: float
+    build: str
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """What the score is held against; None: anything goes. `pages` counts incidents that paged."""
+
+    pages: int | None
+    kind: str | None
+    stored: bool | None
+    replayed: bool | None
+    suspect_within_s: float | None
+    page_within_s: float | None
+    onset_within_s: float | None
+    reach: Reach | None
+    scopes: tuple[ScopeTest | None, ScopeTest | None, ScopeTest | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    name: str
+    title: str
+    cluster: ClusterShape
+    steps: tuple[Step, ...]
+    expect: Expect
+
+
+DOES = ("deploy", "rollback", "end")
+
+
+def parse_scenario(name: str, text: str, pace: float = 1.0) -> Scenario:
+    """The scenario with its waits and pauses divided by `pace`. Raises ConfigError."""
+    try:
+        written = msgspec.convert(tomllib.loads(text), _ScenarioText)
+        steps = tuple(_step(step, pace) for step in written.step)
+        return Scenario(name, written.title, written.cluster, steps, _expect(written.expect))
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
+        raise ConfigError([Problem(f"scenario {name}", None, str(error))]) from None
+
+
+def _step(step: _StepText, pace: float) -> Step:
+    if step.do not in DOES:
+        raise ValueError(f"`do` must be one of {', '.join(DOES)}, not `{step.do}`")
+    return Step(step.do, seconds(step.wait) / pace, step.build, seconds(step.pause) / pace)
+
+
+def _expect(expect: _ExpectText) -> Expect:
+    return Expect(
+        pages=expect.pages,
+        kind=expect.kind,
+        stored=expect.stored,
+        replayed=expect.replayed,
+        suspect_within_s=_maybe(expect.suspect_within),
+        page_within_s=_maybe(expect.page_within),
+        onset_within_s=_maybe(expect.onset_within),
+        reach=expect.reach,
+        scopes=(expect.scope_stage_1, expect.scope_stage_2, expect.scope_stage_3),
+    )
+
+
+def _maybe(duration: str | None) -> float | None:
+    return None if duration is None else seconds(duration)
