@@ -4,9 +4,9 @@ A driver decides nothing: it connects, sends once, listens and looks up. It neve
 said by its errors:
 
     DriverError                 the chat's fault, or the network's; the canary goes on
-     +- AttachError             no session: `reason` says why, in one line for a person
+     +- AttachError             no session: its text says why, in one line for a person
      |   +- Unreachable         nothing answers at that address
-     |   +- Unauthorized        wrong key, wrong secret, expired token: `remedy` says which
+     |   +- Unauthorized        wrong key, wrong secret, clock off: `remedy` says which
      |   +- WrongProtocol       something answers that does not speak this protocol
      +- SessionEnded            a session was up and is no more
      +- SendRefused             definite: the shard did not accept the heartbeat
@@ -35,7 +35,11 @@ class Unreachable(AttachError):
 
 
 class Unauthorized(AttachError):
-    """The shard does not accept who we say we are."""
+    """The shard does not accept who we say we are. `remedy` says what to set right, in one line for a person."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.remedy = remedy
 
 
 class WrongProtocol(AttachError):

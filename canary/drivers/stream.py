@@ -1,0 +1,645 @@
+"""Stream Chat's client protocol, version 1: one websocket per canary, REST beside it.
+
+Knows the protocol's paths, frames and error codes, and nothing of schedules or verdicts. All that touches the world
+comes through a `Network`, so that the same driver runs on sockets and in memory (`canary.drivers.memory`).
+
+A heartbeat is sent once. What surely was not accepted is SendRefused; where an answer is missing or makes no sense,
+nobody knows, and that is SendUnanswered.
+"""
+
+import ssl
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import httpx
+import jwt
+import msgspec
+import trio
+from websockets.client import ClientProtocol
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.frames import DATA_OPCODES, Frame
+from websockets.protocol import Event
+from websockets.trio.client import ClientConnection, connect
+
+import canary as package
+from canary import wire
+from canary.config import Shard
+from canary.drivers import (
+    Accepted,
+    AttachError,
+    Found,
+    LookFailed,
+    Receipt,
+    SendRefused,
+    SendUnanswered,
+    SessionEnded,
+    Unauthorized,
+    Unreachable,
+    WrongProtocol,
+)
+from canary.drivers.arrival import Arrival, ArrivalStream
+from canary.events import Canary, Heartbeat, HeartbeatId, Stamp
+
+AGENT = f"canary-fleet/{package.__version__} (synthetic heartbeats)"
+
+DIAL_S = 5.0
+"""To a TCP connection. A lost SYN is sent again after 1 s and after 3 s: two of them may be lost."""
+HELLO_S = 5.0
+"""From TCP to the end of the websocket handshake, and again from there to the hello."""
+CALL_S = 5.0
+"""For one REST call. The official SDKs give up after 3 s and 6 s: later than this a person's app has moved on."""
+PING_EVERY_S, PONG_WITHIN_S, CLOSE_WITHIN_S = 4.0, 4.0, 1.0
+"""A half-open socket is known after the sum of the three at most: 9 s."""
+ASK_EVERY_S = 10.0
+"""Between the health checks of ours that the chat itself must answer; a proxy answers websocket pings alone."""
+SILENCE_S = 25.0
+"""A chat that says nothing for so long left two health checks unanswered. The official SDK gives up after 35 s."""
+IDLE_S = 2.0
+"""How long an idle HTTP connection is used again. Servers drop idle ones after 5 s and more; a request written at that
+very moment would make a heartbeat unknown through no fault of the chat."""
+TOKEN_LIFE_S = 3600.0
+TOKEN_SKEW_S = 60.0
+"""Tokens are issued so far in the past: a shard whose clock lags a little must not call them not yet valid."""
+IDS_MAX = 100
+"""Messages per read-back call: a hundred ids of 40 letters stay below the 8 KB that servers take as a URL."""
+USERS_MAX = 100
+"""Users per upsert, as documented."""
+
+UNKNOWN = "unknown"
+T = TypeVar("T")
+
+
+class Network(Protocol):
+    """What a driver needs of the world."""
+
+    async def dial(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        """A byte stream to there, without TLS. Raises OSError."""
+        ...
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        """A new HTTP transport; the driver closes it."""
+        ...
+
+    def tls(self) -> ssl.SSLContext:
+        """For `https` shards; the same one each time, as making one costs 40 ms."""
+        ...
+
+    def wall(self) -> float:
+        """Unix time in seconds."""
+        ...
+
+
+class Sockets:
+    """The Network of the operating system. Certificates are verified unless `tls` says otherwise."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls or ssl.create_default_context()
+
+    async def dial(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        return await trio.open_tcp_stream(host, port)
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        return httpx.AsyncHTTPTransport(verify=self._tls, limits=httpx.Limits(keepalive_expiry=IDLE_S))
+
+    def tls(self) -> ssl.SSLContext:
+        return self._tls
+
+    def wall(self) -> float:
+        return time.time()
+
+
+@asynccontextmanager
+async def open_driver(
+    shard: Shard, fleet: str, period_s: float, network: Network | None = None
+) -> AsyncIterator["StreamDriver"]:
+    """A driver for the length of the block, over sockets unless another network is given."""
+    driver = StreamDriver(shard, fleet, period_s, network or Sockets())
+    try:
+        yield driver
+    finally:
+        await driver.aclose()
+
+
+class StreamDriver:
+    """A `canary.drivers.Driver`; get one from `open_driver`."""
+
+    def __init__(self, shard: Shard, fleet: str, period_s: float, network: Network) -> None:
+        self._shard = shard
+        self._fleet = fleet
+        self._period_s = period_s
+        self._network = network
+        self._tokens = _Tokens(shard.secret.reveal(), network)
+        self._clients: dict[str, httpx.AsyncClient] = {}
+        self._channel = "/channels/{}/{}".format(*(quote(part) for part in shard.channel.split(":")))
+
+    async def aclose(self) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+
+    async def prepare(self, canaries: Sequence[Canary]) -> None:
+        """Make users and channel exist, through the first address that answers. Raises AttachError."""
+        doors = list({canary.url: canary for canary in canaries}.values())
+        for door in doors:
+            try:
+                await self._prepare_through(door, [canary.name for canary in canaries])
+                return
+            except Unreachable:
+                if door is doors[-1]:
+                    raise
+
+    async def _prepare_through(self, door: Canary, names: Sequence[str]) -> None:
+        for start in range(0, len(names), USERS_MAX):
+            users = {name: {"id": name} for name in names[start : start + USERS_MAX]}
+            await self._attach_call(door, "/users", {"users": users})
+        data = {"created_by_id": names[0], "members": list(names)}
+        query = {"data": data, "state": False, "watch": False, "presence": False}
+        await self._attach_call(door, f"{self._channel}/query", query)
+
+    @asynccontextmanager
+    async def attach(self, canary: Canary) -> AsyncIterator["StreamSession"]:
+        """A session from hello and confirmed watch to the end of the block. Raises AttachError on entry."""
+        async with AsyncExitStack() as stack:
+            websocket = await self._connect(stack, canary)
+            hello = await _hello(websocket, canary.url, self._shard)
+            query = {"watch": True, "state": False, "presence": False}
+            asked = {"user_id": canary.name, "connection_id": hello}
+            await self._attach_call(
+                canary, f"{self._channel}/query", query, asked, self._tokens.user(canary.name)
+            )
+            yield StreamSession(websocket, hello, f"{canary.name}--{hello}", self._fleet)
+
+    async def send(self, canary: Canary, heartbeat: Heartbeat) -> Accepted:
+        """Send once. Raises SendRefused or SendUnanswered."""
+        body = {
+            "message": wire.encode(heartbeat, self._fleet, self._period_s),
+            "skip_push": True,
+            "skip_enrich_url": True,
+        }
+        request = self._request(
+            canary,
+            "POST",
+            f"{self._channel}/message",
+            self._tokens.user(canary.name),
+            {"user_id": canary.name},
+            body,
+        )
+        request.headers["traceparent"] = heartbeat.traceparent
+        try:
+            with trio.fail_after(CALL_S):
+                response = await self._client(canary).send(request)
+                at = trio.current_time()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise SendRefused(f"no connection to {canary.url}: {_said(error)}") from error
+        except httpx.TransportError as error:
+            raise SendUnanswered(f"the connection broke before an answer came: {_said(error)}") from error
+        except trio.TooSlowError:
+            raise SendUnanswered(f"no answer within {CALL_S:g} s") from None
+        _judge_answer(response, heartbeat.id)
+        return Accepted(at, response.headers.get("x-chat-node", UNKNOWN), _build(response.headers))
+
+    async def stored(self, asker: Canary, ids: Sequence[HeartbeatId]) -> Found:
+        """Read back by id with the server's token, at the address of `asker`. Raises LookFailed."""
+        found: set[HeartbeatId] = set()
+        node = UNKNOWN
+        for start in range(0, len(ids), IDS_MAX):
+            asked = ids[start : start + IDS_MAX]
+            path = f"{self._channel}/messages"
+            response = await self._look(asker, "GET", path, {"ids": ",".join(asked)}, None)
+            found |= {HeartbeatId(message.id) for message in _decoded(response, _Messages).messages}
+            node = response.headers.get("x-chat-node", UNKNOWN)
+        return Found(frozenset(found.intersection(ids)), node)
+
+    async def replayed(self, asker: Canary, ids: Sequence[HeartbeatId], since_wall: float) -> Found:
+        """Replay events since `since_wall`, in the name of `asker`. Raises LookFailed."""
+        since = datetime.fromtimestamp(since_wall, UTC).isoformat().replace("+00:00", "Z")
+        body = {"channel_cids": [self._shard.channel], "last_sync_at": since, "user_id": asker.name}
+        response = await self._look(asker, "POST", "/sync", {}, body)
+        events = _decoded(response, _Events).events
+        found = {
+            HeartbeatId(event.message.id) for event in events if event.type == "message.new" and event.message
+        }
+        return Found(frozenset(found.intersection(ids)), response.headers.get("x-chat-node", UNKNOWN))
+
+    async def _connect(self, stack: AsyncExitStack, canary: Canary) -> "DatedConnection":
+        """A websocket that lasts as long as `stack`. Raises AttachError."""
+        stream = await self._dial(canary.url)
+        secure = canary.url.startswith("https:")
+        opening = connect(
+            self._websocket_url(canary),
+            stream=ArrivalStream(stream, tls=secure),
+            ssl=self._network.tls() if secure else None,
+            compression=None,  # costs 34 KB per canary and delays the reading of what it packs
+            user_agent_header=AGENT,
+            proxy=None,
+            open_timeout=HELLO_S,
+            ping_interval=PING_EVERY_S,
+            ping_timeout=PONG_WITHIN_S,
+            close_timeout=CLOSE_WITHIN_S,
+            create_connection=DatedConnection,
+        )
+        try:
+            websocket = await stack.enter_async_context(opening)
+        except (OSError, trio.BrokenResourceError, InvalidHandshake, ValueError) as error:
+            raise _handshake_error(error, canary.url, self._shard) from error
+        assert isinstance(websocket, DatedConnection)
+        return websocket
+
+    async def _dial(self, url: str) -> trio.abc.HalfCloseableStream:
+        parts = urlsplit(url)
+        assert parts.hostname is not None, f"{url} was checked by config"
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            with trio.fail_after(DIAL_S):
+                return await self._network.dial(parts.hostname, port)
+        except OSError as error:
+            raise Unreachable(f"nothing answers at {url}: {_said(error)}") from error
+        except trio.TooSlowError:
+            raise Unreachable(f"nothing answers at {url} within {DIAL_S:g} s") from None
+
+    def _websocket_url(self, canary: Canary) -> str:
+        who = {"user_id": canary.name, "user_details": {"id": canary.name}}
+        query = {
+            "json": msgspec.json.encode(who).decode(),
+            "api_key": self._shard.api_key,
+            "authorization": self._tokens.user(canary.name),
+            "stream-auth-type": "jwt",
+            "X-Stream-Client": AGENT,
+        }
+        return f"{canary.url.replace('http', 'ws', 1)}/connect?{urlencode(query)}"
+
+    def _client(self, canary: Canary) -> httpx.AsyncClient:
+        """One per canary: a pool shared by a hundred senders costs five times as much per request."""
+        if canary.name not in self._clients:
+            self._clients[canary.name] = httpx.AsyncClient(
+                transport=self._network.transport(),
+                timeout=CALL_S,
+                trust_env=False,
+                headers={"User-Agent": AGENT, "X-Stream-Client": AGENT, "stream-auth-type": "jwt"},
+            )
+        return self._clients[canary.name]
+
+    def _request(
+        self,
+        canary: Canary,
+        method: str,
+        path: str,
+        token: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+    ) -> httpx.Request:
+        return self._client(canary).build_request(
+            method,
+            f"{canary.url}{path}",
+            params={"api_key": self._shard.api_key, **query},
+            headers={"Authorization": token, "Content-Type": "application/json"},
+            content=None if body is None else msgspec.json.encode(body),
+        )
+
+    async def _attach_call(
+        self,
+        canary: Canary,
+        path: str,
+        body: Mapping[str, Any],
+        query: Mapping[str, str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        """A call that must succeed before there is a session. Raises AttachError."""
+        request = self._request(canary, "POST", path, token or self._tokens.server(), query or {}, body)
+        try:
+            with trio.fail_after(CALL_S):
+                response = await self._client(canary).send(request)
+        except (httpx.TransportError, trio.TooSlowError) as error:
+            raise Unreachable(f"no answer from {canary.url}{path}: {_said(error)}") from error
+        if not response.is_success:
+            raise _refused_attach(response.status_code, response.content, f"{canary.url}{path}", self._shard)
+
+    async def _look(
+        self, asker: Canary, method: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None
+    ) -> httpx.Response:
+        request = self._request(asker, method, path, self._tokens.server(), query, body)
+        try:
+            with trio.fail_after(CALL_S):
+                response = await self._client(asker).send(request)
+        except httpx.TransportError as error:
+            raise LookFailed(f"no answer from {asker.url}: {_said(error)}") from error
+        except trio.TooSlowError:
+            raise LookFailed(f"no answer from {asker.url} within {CALL_S:g} s") from None
+        if not response.is_success:
+            raise LookFailed(_problem(response.status_code, response.content).text)
+        return response
+
+
+class StreamSession:
+    """One attached websocket; see `canary.drivers.Session`."""
+
+    def __init__(self, websocket: "DatedConnection", connection: str, client_id: str, fleet: str) -> None:
+        assert websocket.response is not None, "the handshake is over"
+        self.node = websocket.response.headers.get("x-chat-node", connection)
+        self.build = _build(websocket.response.headers)
+        self.connection = connection
+        self._websocket = websocket
+        self._health_check = msgspec.json.encode([{"type": "health.check", "client_id": client_id}]).decode()
+        self._fleet = fleet
+        self._heard_at = trio.current_time()
+        self._ask_at = self._heard_at + ASK_EVERY_S
+
+    def receipts(self) -> AsyncIterator[Receipt]:
+        """This fleet's heartbeats as they arrive. One reader only; raises SessionEnded with the reason.
+
+        The chat's own liveness is watched here too, so a session that nobody reads is not watched.
+        """
+        return self
+
+    def __aiter__(self) -> "StreamSession":
+        return self
+
+    async def __anext__(self) -> Receipt:
+        while True:
+            data, arrival = await self._message()
+            receipt = _receipt(data, arrival, self._fleet)
+            if receipt is not None:
+                return receipt
+
+    async def _message(self) -> tuple[bytes, Arrival]:
+        """The next message of any kind; asks after the chat's health meanwhile. Raises SessionEnded."""
+        try:
+            while True:
+                with trio.move_on_at(self._ask_at):
+                    message = await self._websocket.receive()
+                    self._heard_at = trio.current_time()
+                    return message
+                await self._ask()
+        except ConnectionClosed as error:
+            raise SessionEnded(_ending(error)) from error
+
+    async def _ask(self) -> None:
+        now = trio.current_time()
+        if now - self._heard_at > SILENCE_S:
+            raise SessionEnded(f"the chat said nothing for {now - self._heard_at:.0f} s, asked twice")
+        self._ask_at = now + ASK_EVERY_S
+        await self._websocket.send(self._health_check)
+
+
+class DatedConnection(ClientConnection):
+    """A websocket that knows when each message arrived.
+
+    Frames are dated as they come off a read, in the task that reads, because by the time a message is asked for the
+    next read may be over. All frames of a read but its last are dated by an upper bound only: COALESCED.
+    """
+
+    def __init__(
+        self, nursery: trio.Nursery, stream: trio.abc.Stream, protocol: ClientProtocol, **limits: Any
+    ) -> None:
+        below = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        assert isinstance(below, ArrivalStream)
+        self._below = below
+        self._arrivals: deque[Arrival] = (
+            deque()
+        )  # one per queued message, so bounded by the queue of messages
+        super().__init__(nursery, stream, protocol, **limits)
+
+    def process_event(self, event: Event) -> None:
+        super().process_event(event)
+        if isinstance(event, Frame):
+            self._date(event)
+
+    def _date(self, frame: Frame) -> None:
+        arrival = self._below.arrival
+        for index, earlier in enumerate(self._arrivals):
+            if earlier.read == arrival.read and earlier.stamp is Stamp.KERNEL:
+                self._arrivals[index] = replace(earlier, stamp=Stamp.COALESCED)
+        if frame.opcode in DATA_OPCODES and frame.fin:
+            self._arrivals.append(arrival)
+
+    async def receive(self) -> tuple[bytes, Arrival]:
+        """The next message, and when its last byte arrived. Raises ConnectionClosed."""
+        data = await self.recv(decode=False)
+        return data, self._arrivals.popleft()
+
+
+# --- what the shard says -----------------------------------------------------------------------------------------
+
+
+class _Message(msgspec.Struct, gc=False):
+    """Any: a field of the wrong type is a corrupted heartbeat, not a frame to skip."""
+
+    id: Any = None
+    text: Any = None
+    canary: Any = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: Any = None
+    message: _Message | None = None
+
+
+class _Known(msgspec.Struct, gc=False):
+    id: str
+
+
+class _Messages(msgspec.Struct):
+    messages: list[_Known]
+
+
+class _Replayed(msgspec.Struct, gc=False):
+    type: str
+    message: _Known | None = None
+
+
+class _Events(msgspec.Struct):
+    events: list[_Replayed]
+
+
+class _Error(msgspec.Struct):
+    code: int
+    message: str
+
+
+class _Hello(msgspec.Struct):
+    connection_id: str = ""
+    error: _Error | None = None
+
+
+class _Answer(msgspec.Struct):
+    message: _Known
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_error = msgspec.json.Decoder(_Error).decode
+_decode_hello = msgspec.json.Decoder(_Hello).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+JUNK = (ValueError, RecursionError)
+"""What decoding raises on bytes that are not what was expected: msgspec's own errors are ValueErrors."""
+
+
+def _receipt(data: bytes, arrival: Arrival, fleet: str) -> Receipt | None:
+    try:
+        event = _decode_event(data)
+    except JUNK:
+        return None  # other traffic of a shape we do not know
+    if event.type != "message.new" or event.message is None:
+        return None
+    message = {"id": event.message.id, "text": event.message.text, wire.FIELD: event.message.canary}
+    seen = wire.recognise(message, fleet)
+    return None if seen is None else Receipt(seen.id, arrival.at, arrival.stamp, seen.intact)
+
+
+async def _hello(websocket: DatedConnection, url: str, shard: Shard) -> str:
+    """The connection id of the first frame. Raises AttachError."""
+    try:
+        with trio.fail_after(HELLO_S):
+            data, _ = await websocket.receive()
+        hello = _decode_hello(data)
+    except trio.TooSlowError:
+        raise AttachError(f"{url} opened a websocket and said no hello within {HELLO_S:g} s") from None
+    except ConnectionClosed as error:
+        raise AttachError(f"{url} opened a websocket and ended it: {_ending(error)}") from error
+    except JUNK:
+        raise WrongProtocol(f"{url} opened a websocket, but its first frame is not Stream Chat's") from None
+    if hello.error is not None:
+        raise _refusal(_Problem(401, hello.error.code, hello.error.message), f"{url}/connect", shard)
+    if not hello.connection_id:
+        raise WrongProtocol(f"{url} opened a websocket, but its first frame has no `connection_id`")
+    return hello.connection_id
+
+
+def _judge_answer(response: httpx.Response, heartbeat: HeartbeatId) -> None:
+    """Return if the shard accepted the heartbeat. Raises SendRefused or SendUnanswered."""
+    status = response.status_code
+    if status >= 500 or status == 408:  # 408: the shard itself gave up waiting for an end
+        raise SendUnanswered(_problem(status, response.content).text)
+    if not response.is_success:
+        raise SendRefused(_problem(status, response.content).text)
+    try:
+        answer = _decode_answer(response.content)
+    except JUNK:
+        raise SendUnanswered(f"HTTP {status}, but not in Stream Chat's words") from None
+    if answer.message.id != heartbeat:
+        raise SendUnanswered(f"HTTP {status}, but for another message: {answer.message.id[:80]}")
+
+
+def _decoded(response: httpx.Response, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(response.content, type=kind)
+    except JUNK as error:
+        raise LookFailed(f"HTTP {response.status_code}, but not in Stream Chat's words: {error}") from error
+
+
+def _build(headers: Mapping[str, str]) -> str:
+    return headers.get("x-chat-build", UNKNOWN)
+
+
+# --- what failed, in one line for a person ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """An error answer; `code` is None where it is not in Stream Chat's words."""
+
+    status: int
+    code: int | None
+    message: str
+
+    @property
+    def text(self) -> str:
+        code = "" if self.code is None else f", code {self.code}"
+        return f"HTTP {self.status}{code}: {self.message}"
+
+
+def _problem(status: int, content: bytes | bytearray) -> _Problem:
+    try:
+        error = _decode_error(content)
+    except JUNK:
+        return _Problem(status, None, content[:80].decode(errors="replace").strip() or "no text")
+    return _Problem(status, error.code, error.message[:200])
+
+
+REMEDIES = {
+    2: "the shard does not know this `api_key`: check `api_key` of shard `{shard}`",
+    5: "the shard cannot read our token: check that `api_key` and the secret of shard `{shard}` belong together",
+    40: "our token was minted moments ago, so this machine's clock lags by an hour or more: set it",
+    41: "our token was minted moments ago, so this machine's clock runs ahead: set it",
+    42: "our token is older than its revocation: this machine's clock lags, or tokens were revoked into the future",
+    43: "the secret of shard `{shard}` is not the one of this `api_key`: check `secret_env` or `secret_file`",
+}
+"""Stream's code of a refused token -> what to do about it."""
+
+
+def _refusal(problem: _Problem, where: str, shard: Shard) -> AttachError:
+    if problem.code in REMEDIES:
+        return Unauthorized(
+            f"{where} refused us: {problem.text}", REMEDIES[problem.code].format(shard=shard.name)
+        )
+    return AttachError(f"{where} refused us: {problem.text}")
+
+
+def _refused_attach(status: int, content: bytes | bytearray, where: str, shard: Shard) -> AttachError:
+    problem = _problem(status, content)
+    if problem.code is None and status < 500 and status != 429:
+        return WrongProtocol(f"{where} does not speak Stream Chat's protocol: HTTP {status}")
+    return _refusal(problem, where, shard)
+
+
+def _handshake_error(error: Exception, url: str, shard: Shard) -> AttachError:
+    if isinstance(error, ValueError) and not isinstance(
+        error, OSError
+    ):  # a redirect cannot be followed on a stream of ours
+        return WrongProtocol(f"{url} does not speak Stream Chat's protocol: {error}")
+    if isinstance(error, InvalidStatus):
+        return _refused_attach(
+            error.response.status_code, error.response.body or b"", f"{url}/connect", shard
+        )
+    if isinstance(error, TimeoutError):
+        return Unreachable(f"{url} takes connections, but did not answer the handshake within {HELLO_S:g} s")
+    if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
+        return Unreachable(f"{url} takes connections, but dropped ours before an answer")
+    if isinstance(error, InvalidHandshake):
+        return WrongProtocol(f"{url} does not speak Stream Chat's protocol: {error}")
+    return Unreachable(f"no connection to {url}: {_said(error.__cause__ or error)}")
+
+
+def _ending(error: ConnectionClosed) -> str:
+    close, side = (error.rcvd, "the chat") if error.rcvd else (error.sent, "we")
+    if close is None:
+        return "the connection broke"
+    return f"{side} closed with {close}"
+
+
+def _said(error: BaseException) -> str:
+    """Some errors have no text of their own."""
+    return str(error) or type(error).__name__
+
+
+# --- tokens ------------------------------------------------------------------------------------------------------
+
+
+class _Tokens:
+    """Mints tokens here and keeps them until half their life is over."""
+
+    def __init__(self, secret: str, network: Network) -> None:
+        self._secret = secret
+        self._network = network
+        self._kept: dict[str, tuple[str, float]] = {}
+
+    def user(self, name: str) -> str:
+        return self._token(name, {"user_id": name})
+
+    def server(self) -> str:
+        """Not bound to a user; the shard does not count its calls. No canary has the empty name."""
+        return self._token("", {"server": True})
+
+    def _token(self, key: str, claims: Mapping[str, Any]) -> str:
+        now = self._network.wall()
+        token, renew_at = self._kept.get(key, ("", now))
+        if now >= renew_at:
+            times = {"iat": int(now - TOKEN_SKEW_S), "exp": int(now + TOKEN_LIFE_S)}
+            token = jwt.encode({**claims, **times}, self._secret, algorithm="HS256")
+            self._kept[key] = (token, now + TOKEN_LIFE_S / 2)
+        return token
