@@ -52,7 +52,7 @@ def install() -> None:
         raise InstallError(f"the build wants {DISK_FREE_GB_MIN} GB of disk, {free_gb:.1f} GB are free")
     print(f"building jaeger {RELEASE} from {MODULE}@{VERSION}: several minutes on a cold cache", flush=True)
     _build(go, _download(go))
-    print(f"built {BINARY}")
+    print(f"built {BINARY} (query API only: the web pages come with the container or the download)")
 
 
 def _download(go: str) -> Path:
