@@ -1,0 +1,310 @@
+"""The command line of the proving ground. Exit codes: 0 done, 1 failed, 2 a mistake of the caller's."""
+
+import asyncio
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from cluster import control
+from cluster.addresses import Layout, LayoutError
+from cluster.builds import BUILDS
+from cluster.commands import Commands
+from cluster.stack import Stack, StackError, StackSettings
+from cluster.state import StateDirectory, StateError, clean_up, is_live
+
+FAILED = 1
+MISTAKE = 2
+# A drain takes up to eight seconds when every client has stopped reading.
+DOWN_TIMEOUT_S = 20.0
+
+Event = dict[str, Any]
+
+
+class Duration(click.ParamType):
+    """5s, 500ms, 2m or a bare number of seconds; gives seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)?", value)
+        if match is None:
+            self.fail(f"{value!r} is not a duration such as 5s, 500ms or 2m", param, ctx)
+        return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[match[2] or "s"]
+
+
+state_option = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path(".cluster"),
+    show_default=True,
+    help="State directory.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
+region_option = click.option("--region", "regions", multiple=True, help="Only this region; may be repeated.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """A real chat cluster on this machine, to prove canaries on.
+
+    \b
+      python -m cluster up                                    two regions of three nodes, until Ctrl-C
+      python -m cluster status                                who runs what, where
+      python -m cluster deploy --build local-fanout           roll the build of 9 December 2020 out
+      python -m cluster rollback                              and back
+      python -m cluster fault wan --from us-east --to singapore --stall
+      python -m cluster down
+    """
+
+
+@main.command()
+@click.option("--regions", default="us-east,singapore", show_default=True, help="Names, separated by commas.")
+@click.option("--nodes", default=3, show_default=True, help="Nodes per region; three or more replicate.")
+@click.option("--build", default="good-1", show_default=True, help=f"One of: {', '.join(BUILDS)}.")
+@state_option
+@click.option(
+    "--log", type=click.Path(path_type=Path), help="Keep the delivery log here (else it goes with the state)."
+)
+@click.option("--net", default=0, show_default=True, help="Shift addresses to 127.(N+1).0.0 and up.")
+@click.option("--wan-delay-ms", default=90.0, show_default=True, help="One way, between regions.")
+@click.option("--wan-jitter-ms", default=5.0, show_default=True, help="Around that delay.")
+@click.option("--otlp", help="Export the nodes' spans to this collector, such as http://127.0.0.1:4318.")
+@json_option
+def up(
+    regions: str,
+    nodes: int,
+    build: str,
+    state: Path,
+    log: Path | None,
+    net: int,
+    wan_delay_ms: float,
+    wan_jitter_ms: float,
+    otlp: str | None,
+    as_json: bool,
+) -> None:
+    """Start a cluster and keep it running until Ctrl-C, SIGTERM or `down`.
+
+    Node j of the i-th region listens on 127.i.0.j:8800; clients that sit in region k reach it, with the wide area's
+    delay, at 127.i.k.j:8800.
+
+    \b
+      python -m cluster up --regions us-east --nodes 1
+      python -m cluster up --net 40 --state /tmp/second --json
+    """
+    if not 0 <= wan_jitter_ms <= wan_delay_ms:
+        fail(MISTAKE, f"--wan-jitter-ms must be between 0 and the delay of {wan_delay_ms:g} ms")
+    try:
+        layout = Layout(tuple(regions.split(",")), nodes, net)
+        stack = Stack(
+            StackSettings(layout, build, state, log, wan_delay_ms / 1000, wan_jitter_ms / 1000, otlp)
+        )
+        owned = StateDirectory.claim(state)
+    except (LayoutError, StateError) as error:
+        fail(MISTAKE, str(error))
+    try:
+        asyncio.run(run_stack(stack, owned, tell_json if as_json else tell))
+    except StackError as error:
+        fail(MISTAKE, str(error))
+
+
+async def run_stack(stack: Stack, owned: StateDirectory, say: Callable[[Event], None]) -> None:
+    """A cluster from start to stop. Raises StackError when it cannot be started."""
+    asked_to_stop = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(signum, asked_to_stop.set)
+    commands = Commands(stack, asked_to_stop)
+    started = time.monotonic()
+    try:
+        binary = stack.check()
+        door = await control.serve(owned.path, commands.handle)
+        starting = asyncio.create_task(stack.start(owned, binary))
+        stopping = asyncio.create_task(asked_to_stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            took_s = round(time.monotonic() - started, 2)
+            say({"event": "ready", "took_s": took_s, **await stack.describe()})
+        telling = asyncio.create_task(tell_deaths(stack, say))
+        await stopping
+        for task in (starting, telling):
+            task.cancel()
+        await asyncio.gather(starting, telling, return_exceptions=True)
+        door.close()
+    finally:
+        await stack.stop()
+        owned.remove()
+    say({"event": "stopped"})
+
+
+async def tell_deaths(stack: Stack, say: Callable[[Event], None]) -> None:
+    while True:
+        say(await stack.deaths.get())
+
+
+@main.command()
+@state_option
+@json_option
+def status(state: Path, as_json: bool) -> None:
+    """Show the nodes of the running cluster: address, build, state."""
+    relay(state, {"do": "status"}, as_json)
+
+
+@main.command()
+@state_option
+@json_option
+def down(state: Path, as_json: bool) -> None:
+    """Stop the running cluster, or remove what a crashed one left behind."""
+    say = tell_json if as_json else tell
+    try:
+        if not is_live(state):
+            if state.exists():
+                clean_up(state)
+            say({"event": "stopped"})
+            return
+        for _ in control.ask(state, {"do": "down"}):
+            pass
+    except (StateError, control.Unreachable) as error:
+        fail(MISTAKE, str(error))
+    deadline = time.monotonic() + DOWN_TIMEOUT_S
+    while is_live(state):
+        if time.monotonic() > deadline:
+            fail(FAILED, f"the cluster in {state} did not stop within {DOWN_TIMEOUT_S:.0f} s")
+        time.sleep(0.05)
+    say({"event": "stopped"})
+
+
+@main.command()
+@click.option("--build", required=True, help=f"One of: {', '.join(BUILDS)}.")
+@region_option
+@click.option("--pause", type=Duration(), default="5s", show_default=True, help="Between two nodes.")
+@state_option
+@json_option
+def deploy(build: str, regions: tuple[str, ...], pause: float, state: Path, as_json: bool) -> None:
+    """Roll a build out: in each region one node after the other is drained, restarted and checked.
+
+    Regions roll in parallel. The deploy stops at the first node that does not become healthy, and goes on when this
+    command is interrupted; `rollback` stops it and goes back.
+
+    \b
+      python -m cluster deploy --build local-fanout --region us-east --pause 2s
+    """
+    relay(state, {"do": "deploy", "build": build, "regions": list(regions), "pause_s": pause}, as_json)
+
+
+@main.command()
+@region_option
+@click.option("--pause", type=Duration(), default="1s", show_default=True, help="Between two nodes.")
+@state_option
+@json_option
+def rollback(regions: tuple[str, ...], pause: float, state: Path, as_json: bool) -> None:
+    """Go back to the build before the last deploy; one that is under way is stopped first."""
+    relay(state, {"do": "rollback", "regions": list(regions), "pause_s": pause}, as_json)
+
+
+@main.group()
+def fault() -> None:
+    """Break something from outside, and heal it.
+
+    \b
+      python -m cluster fault wan --from us-east --to singapore --cut
+      python -m cluster fault wan --from us-east --to singapore --heal
+    """
+
+
+@fault.command()
+@click.option("--from", "here", required=True, help="Region of the clients.")
+@click.option("--to", "there", required=True, help="Region of the nodes.")
+@click.option("--stall", "what", flag_value="stall", help="Hold every byte, both ways.")
+@click.option("--cut", "what", flag_value="cut", help="Reset connections and refuse new ones.")
+@click.option("--heal", "what", flag_value="heal", help="End either.")
+@state_option
+@json_option
+def wan(here: str, there: str, what: str | None, state: Path, as_json: bool) -> None:
+    """Stall, cut or heal the link from one region's clients to another's nodes."""
+    if what is None:
+        fail(MISTAKE, "say what: --stall, --cut or --heal")
+    relay(state, {"do": "fault", "from": here, "to": there, "what": what}, as_json)
+
+
+# Telling -------------------------------------------------------------------------------------------------------
+
+
+def relay(state: Path, request: Event, as_json: bool) -> None:
+    """Sends a request to the running cluster, tells what it answers, and exits with how it went."""
+    say = tell_json if as_json else tell
+    last: Event = {}
+    try:
+        for last in control.ask(state, request):
+            if not last.get("mistake"):
+                say(last)
+    except control.Unreachable as error:
+        fail(MISTAKE, f"{error}; `python -m cluster up` starts one")
+    if last.get("mistake"):
+        fail(MISTAKE, last["reason"])
+    if not last.get("ok"):
+        fail(FAILED, last.get("reason", "the cluster stopped before it was done"))
+
+
+def tell_json(event: Event) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def tell(event: Event) -> None:
+    """One event as text for a person."""
+    match event["event"]:
+        case "ready" | "status":
+            lines = describe(event)
+        case "done":
+            lines = []
+        case "fault":
+            lines = [f"link {event['link']}: {event['state']}"]
+        case "died":
+            lines = [f"{event['process']} died (code {event['code']})"]
+        case "drain" | "restart" | "healthy" | "failed":
+            took = f" after {event['took_s']:.2f} s" if "took_s" in event else ""
+            reason = f": {event['reason']}" if "reason" in event else ""
+            lines = [f"{event['node']:<16} {event['event']:<8} {event['build']}{took}{reason}"]
+        case "deployed" | "interrupted":
+            lines = [f"{event['region']:<16} {event['event']:<8} {event['build']}"]
+        case other:
+            lines = [other]
+    for line in lines:
+        print(line, flush=True)
+
+
+def describe(event: Event) -> list[str]:
+    """The cluster as a table, one line per node."""
+    lines = [f"{'node':<16} {'state':<9} {'build':<14} {'address':<24} from other regions"]
+    for region in event["regions"].values():
+        for name, node in region["nodes"].items():
+            others = "  ".join(f"{origin} {url}" for origin, url in node["from"].items())
+            lines.append(
+                f"{name:<16} {node['state']:<9} {node['build']:<14} {node['url']:<24} {others}".rstrip()
+            )
+    broken = {link: state for link, state in event["wan"].items() if state != "open"}
+    lines += [f"link {link}: {state}" for link, state in broken.items()]
+    lines += [
+        f"API key {event['api_key']}, secret in {event['secret_file']}",
+        f"delivery log in {event['log']}",
+    ]
+    if "took_s" in event:
+        lines.append(f"ready after {event['took_s']:.1f} s; Ctrl-C or `python -m cluster down` stops it")
+    return lines
+
+
+def fail(code: int, reason: str) -> NoReturn:
+    print(f"cluster: {reason}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m cluster")

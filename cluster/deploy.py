@@ -1,0 +1,76 @@
+"""Rolling deploys: which node restarts when, what must hold before the next, and when to stop.
+
+Knows the order of things only. What it acts upon is a `Shard`; every step is told as an event when it happens.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+Event = dict[str, Any]
+
+
+class NotHealthy(Exception):
+    """A restarted node did not become healthy."""
+
+
+class Shard(Protocol):
+    """The nodes of one region, as a deploy sees them."""
+
+    region: str
+
+    @property
+    def nodes(self) -> Sequence[str]:
+        """Names, in order."""
+
+    def build_of(self, node: str) -> str: ...
+
+    async def stop(self, node: str) -> bool:
+        """Drains and ends a node. Returns whether it went by itself."""
+
+    async def start(self, node: str, build: str) -> None:
+        """Starts a node on a build and returns once it is healthy. Raises NotHealthy."""
+
+
+async def roll(
+    shard: Shard, build: str, pause_s: float, interrupted: asyncio.Event, *, only_others: bool = False
+) -> AsyncIterator[Event]:
+    """Brings one node after the other to a build: drain, restart, health gate, pause, next.
+
+    Stops after the step under way once `interrupted` is set, and at the first node that does not become healthy. With
+    `only_others`, nodes that run the build already are left alone. Yields an event for each step; the last one is
+    `deployed`, `interrupted` or `failed`.
+    """
+    nodes = [node for node in shard.nodes if not (only_others and shard.build_of(node) == build)]
+    for position, node in enumerate(nodes):
+        if position and await _paused(pause_s, interrupted):
+            break
+        before = shard.build_of(node)
+        started = time.monotonic()
+        yield _event("drain", shard, node=node, build=before)
+        drained = await shard.stop(node)
+        yield _event("restart", shard, node=node, build=build, before=before, drained=drained)
+        try:
+            await shard.start(node, build)
+        except NotHealthy as error:
+            yield _event("failed", shard, node=node, build=build, reason=str(error))
+            return
+        yield _event("healthy", shard, node=node, build=build, took_s=round(time.monotonic() - started, 3))
+    if interrupted.is_set():
+        yield _event("interrupted", shard, build=build)
+    else:
+        yield _event("deployed", shard, build=build)
+
+
+async def _paused(pause_s: float, interrupted: asyncio.Event) -> bool:
+    """Waits between two nodes. Returns whether the deploy was interrupted meanwhile."""
+    try:
+        await asyncio.wait_for(interrupted.wait(), pause_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _event(what: str, shard: Shard, **facts: Any) -> Event:
+    return {"event": what, "t": time.time(), "region": shard.region, **facts}

@@ -1,0 +1,83 @@
+"""A node as a process: what it is told on its command line's place, its web server, its signals.
+
+SIGTERM drains and ends it. It dies with the process that started it, however that one ends.
+"""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+
+from cluster import rest, session
+from cluster.node import Node, NodeSettings
+from cluster.spans import Spans
+
+# After the drain nothing is left to wait for but clients that do not read.
+CLOSE_TIMEOUT_S = 1
+
+
+class Server(uvicorn.Server):
+    """A uvicorn that leaves the signals to us: a drain comes before its own shutdown."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(settings: NodeSettings) -> None:
+    """Runs one node until SIGTERM. Raises what kept it from starting."""
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: NodeSettings) -> None:
+    asked_to_stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked_to_stop.set)
+    node = Node(settings, _spans(settings))
+    server = Server(_server_config(node))
+    serving = asyncio.create_task(server.serve())
+    stopping = asyncio.create_task(asked_to_stop.wait())
+    starting = asyncio.create_task(node.start())
+    await asyncio.wait({starting, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        await node.drain()
+    starting.cancel()
+    server.should_exit = True
+    await serving
+    await node.close()
+
+
+def _spans(settings: NodeSettings) -> Spans | None:
+    if settings.otlp is None:
+        return None
+    # The SDK costs every node a third of a second at start, so only exporting ones import it.
+    from cluster.otlp import OtlpSpans
+
+    return OtlpSpans(settings.otlp, settings.region, settings.name, settings.build)
+
+
+def _server_config(node: Node) -> uvicorn.Config:
+    async def connect(websocket: WebSocket) -> None:
+        await session.connect(websocket, node)
+
+    settings = node.settings
+    app = Starlette(routes=[*rest.routes(node), WebSocketRoute("/connect", connect)])
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="h11",
+        ws="websockets-sansio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        headers=[("x-chat-node", settings.name), ("x-chat-build", settings.build)],
+        timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+    )
