@@ -273,8 +273,11 @@ class _Stream:
         self._newest = _Round(tolerated, closed=True)
 
     def reset(self) -> None:
+        """Forget everything, heartbeats in flight included: what has alarmed once must not alarm again."""
         self._scores = START
         self._misses.clear()
+        self._rounds.clear()
+        self._newest = _Round(self._tolerated, closed=True)
 
     def expect(self, beat: "_Beat", slot: int) -> "_Round":
         """Put the heartbeat into the round of its slot. A late-comer, whose slot has passed, is a round of its own:
@@ -301,14 +304,7 @@ class _Stream:
             round_ = self._rounds.popleft()
             if round_.beats:
                 surprise = round_.surprise(-inf)
-                a, b, c, d, e = _bet(self._scores, surprise)
-                self._scores = (
-                    min(a, CEILING),
-                    min(b, CEILING),
-                    min(c, CEILING),
-                    min(d, CEILING),
-                    min(e, CEILING),
-                )
+                self._scores = _capped(_bet(self._scores, surprise))
                 self._folded += 1
                 if round_.missed:
                     self._misses.append(round_.miss(self._folded, surprise))
@@ -359,6 +355,11 @@ def _bet(scores: _Scores, surprise: float) -> _Scores:
         (1 + d) * (1 + qd * gain),
         (1 + e) * (1 + qe * gain),
     )
+
+
+def _capped(scores: _Scores) -> _Scores:
+    a, b, c, d, e = scores
+    return min(a, CEILING), min(b, CEILING), min(c, CEILING), min(d, CEILING), min(e, CEILING)
 
 
 # --- rounds and heartbeats -----------------------------------------------------------------------------------------
@@ -444,7 +445,7 @@ BUCKETS = 64
 SAMPLES_MAX = 20_000
 """Then all counts are halved: a route at 1 Hz forgets a change of its latency within some hours."""
 
-PRIOR_SAMPLES = 20
+PRIOR_SAMPLES = 5
 """So many samples of its own outweigh what the other routes of the shard have taught."""
 
 
