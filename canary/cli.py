@@ -1,0 +1,496 @@
+"""The command line: reads files, wires, prints, and turns every known error into one line and an exit code.
+
+0  healthy, or the fleet said what it must        2  usage or configuration: yours to mend
+1  failing                                        3  inconclusive: nothing could be judged
+"""
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from canary.agent import Agent, View, run_agent, wall_offset_s
+from canary.config import Config, ConfigError, Problem, parse, seconds
+from canary.drivers import AttachError, Unauthorized, WrongProtocol
+from canary.events import Attached, Closed, Event, IncidentChanged, Settled, Verdict
+from canary.outputs.journal import JournalError, follow
+from canary.outputs.lines import run_lines
+from canary.outputs.screen import run_screen
+from canary.outputs.summary import Health, Summary, render_summary, summarise
+from canary.plan import Plan, make_plan
+from canary.rehearsal.play import Rehearsal, rehearse
+from canary.rehearsal.scenario import parse_scenario
+from canary.rehearsal.score import RegionScore, Score
+from canary.rehearsal.stage import StageError
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+
+SCENARIOS = Path(__file__).parent.parent / "scenarios"
+
+CHECK_BEATS = 2
+"""Heartbeats of each sender in a spot check: the first may meet a cold cache, the second shows it."""
+
+config_option = click.option(
+    "--config", "config_path", default="regions.toml", show_default=True, help="The fleet's configuration."
+)
+journal_option = click.option(
+    "--journal",
+    type=click.Path(path_type=Path),
+    default=Path("canary.sqlite"),
+    show_default=True,
+    help="The journal: heartbeats, incidents, and what traces are made of.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON for machines instead of words.")
+
+
+def _duration(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    try:
+        return None if value is None else seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="canary-fleet")
+def cli() -> None:
+    """Synthetic chat clients that say within seconds when delivery fails, how, and where.
+
+    \b
+    canary rehearse 2020-12-09     play an incident on a local cluster, see it found
+    canary config                  is regions.toml right, and what load does it mean?
+    canary check                   spot check: a few heartbeats on every route
+    canary run                     watch for ever
+    canary incidents               what happened
+    """
+
+
+@cli.command()
+@click.argument("regions", nargs=-1)
+@click.option("--shard", "shards", multiple=True, help="Only this shard; may be repeated.")
+@config_option
+@json_option
+def check(regions: tuple[str, ...], shards: tuple[str, ...], config_path: str, as_json: bool) -> None:
+    """Spot check: attach, a few heartbeats on every route, a table and a diagnosis.
+
+    Exit 0 healthy, 1 failing, 2 configuration, 3 inconclusive.
+
+    \b
+    canary check                            from every region, all shards
+    canary check singapore --shard us-east  from one region, one shard
+    """
+    plan = _plan(config_path, regions, shards)
+    summary = _run(partial(_check, plan, quiet=as_json or not sys.stderr.isatty()))
+    if as_json:
+        _print_json(msgspec.to_builtins(summary) | {"health": summary.health.name.lower()})
+    else:
+        Console().print(render_summary(summary))
+    sys.exit(summary.health.value)
+
+
+async def _check(plan: Plan, quiet: bool) -> Summary:
+    events: list[Event] = []
+    console = Console(stderr=True, quiet=quiet)
+    with console.status(f"attaching {len(plan.canaries)} canaries") as status:
+
+        async def look(channel: trio.MemoryReceiveChannel[Event]) -> None:
+            async for event in channel:
+                events.append(event)
+                status.update(_progress(plan, events))
+
+        agent = Agent(plan, Random(), wall_offset_s(), say=console.print, views=[look], beats=CHECK_BEATS)
+        troubles = await run_agent(agent)
+    return summarise(events, troubles, _explain(events))
+
+
+def _progress(plan: Plan, events: Sequence[Event]) -> str:
+    attached = {event.canary for event in events if isinstance(event, Attached)}
+    if len(attached) < len(plan.canaries):
+        return f"attached {len(attached)} of {len(plan.canaries)} canaries"
+    verdicts = [event.verdict for event in events if isinstance(event, Settled)]
+    total = len(plan.routes) * CHECK_BEATS
+    return f"{verdicts.count(Verdict.DELIVERED)} of {total} heartbeats delivered, {len(verdicts)} judged"
+
+
+@cli.command()
+@click.option("--region", "regions", multiple=True, help="Only the canaries of this region; may be repeated.")
+@click.option(
+    "--for", "for_s", callback=_duration, help='Stop after this long, such as "5m", and exit with the result.'
+)
+@click.option("--seed", type=int, help="Draw the plan's phases from this seed.")
+@config_option
+@journal_option
+@json_option
+def run(
+    regions: tuple[str, ...],
+    for_s: float | None,
+    seed: int | None,
+    config_path: str,
+    journal: Path,
+    as_json: bool,
+) -> None:
+    """Watch for ever, or for a while; a live screen on a terminal, lines otherwise.
+
+    Ctrl-C or SIGTERM: no further heartbeat, the open ones are settled, then it ends; a second one ends it at once.
+    With --for: exit 0 no incident, 1 an incident, 3 nothing could be judged.
+    """
+    plan = _plan(config_path, regions, (), seed)
+    health = _run(partial(_watch, plan, for_s, journal, as_json))
+    if for_s is not None:
+        sys.exit(health.value)
+
+
+async def _watch(plan: Plan, for_s: float | None, journal: Path, as_json: bool) -> Health:
+    events: list[Event] = []
+
+    async def remember(channel: trio.MemoryReceiveChannel[Event]) -> None:
+        """Only what the exit code needs: an agent runs for months."""
+        delivered = False
+        async for event in channel:
+            if isinstance(event, IncidentChanged) or (isinstance(event, Closed) and not delivered):
+                delivered = delivered or isinstance(event, Closed)
+                events.append(event)
+
+    offset_s = wall_offset_s()
+    views = [_view(plan, offset_s, as_json), remember]
+    agent = Agent(plan, Random(), offset_s, say=_say, journal=journal, views=views)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, agent.stop, nursery.cancel_scope)
+        if for_s is not None:
+            nursery.start_soon(_stop_after, agent.stop, for_s)
+        await run_agent(agent)
+        nursery.cancel_scope.cancel()
+    return _health(events)
+
+
+def _health(events: Sequence[Event]) -> Health:
+    if any(isinstance(event, IncidentChanged) for event in events):
+        return Health.FAILING
+    return Health.HEALTHY if events else Health.INCONCLUSIVE
+
+
+async def _stop_on_signal(stop: trio.Event, scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            if stop.is_set():
+                scope.cancel()
+            stop.set()
+
+
+async def _stop_after(stop: trio.Event, after_s: float) -> None:
+    await trio.sleep(after_s)
+    stop.set()
+
+
+@cli.command(name="rehearse")
+@click.argument("scenario")
+@click.option(
+    "--json",
+    "score_path",
+    type=click.Path(path_type=Path),
+    help="Write the score here, and every event beside it.",
+)
+@click.option(
+    "--pace", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="2 halves every wait."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Draw the plan's phases from this seed.")
+@click.option(
+    "--net", type=int, help="Second octet of the cluster's loopback addresses, to run beside another."
+)
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep journal and delivery logs in this new directory."
+)
+@click.option(
+    "--otlp", help="Where the cluster's nodes send their spans; default: the configuration's endpoint."
+)
+@config_option
+def rehearse_command(
+    scenario: str,
+    score_path: Path | None,
+    pace: float,
+    seed: int,
+    net: int | None,
+    keep: Path | None,
+    otlp: str | None,
+    config_path: str,
+) -> None:
+    """Play an incident on a local cluster and score the fleet against the cluster's own log.
+
+    SCENARIO is a name in scenarios/ or a path. Exit 0 when the fleet said what it must, 1 when not.
+
+    \b
+    canary rehearse 2020-12-09
+    canary rehearse 2020-12-09-good-build --json score.json
+    """
+    with _errors_told(config_path):
+        config = _load(config_path, read_secret=lambda _: "of the rehearsal's own cluster")
+        text, name = _scenario_text(scenario)
+        played = parse_scenario(name, text, pace)
+    options = _cluster_options(config, net, otlp)
+    with _work_directory(keep) as work, _event_file(score_path) as write_event:
+
+        def views(plan: Plan, offset_s: float) -> list[View]:
+            views = [_view(plan, offset_s, as_json=False)]
+            if write_event is not None:
+                views.append(partial(run_lines, write=write_event, as_json=True, wall_offset_s=offset_s))
+            return views
+
+        rehearsal = Rehearsal(played, config, seed, work, _say, views, options)
+        score = _run(partial(_rehearse, rehearsal))
+    if score_path is not None:
+        score_path.write_bytes(msgspec.json.format(msgspec.json.encode(score), indent=2) + b"\n")
+    Console().print(_score_table(score))
+    sys.exit(0 if score.ok else 1)
+
+
+async def _rehearse(rehearsal: Rehearsal) -> Score:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_on_sigterm, nursery.cancel_scope)
+        score = await rehearse(rehearsal, wall_offset_s())
+        nursery.cancel_scope.cancel()
+    return score
+
+
+async def _cancel_on_sigterm(scope: trio.CancelScope) -> None:
+    """SIGTERM takes the cluster down as Ctrl-C does."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            raise KeyboardInterrupt
+
+
+def _scenario_text(scenario: str) -> tuple[str, str]:
+    places = [Path(scenario), Path("scenarios") / f"{scenario}.toml", SCENARIOS / f"{scenario}.toml"]
+    for path in places:
+        if path.is_file():
+            return path.read_text(), path.stem
+    known = sorted(path.stem for path in SCENARIOS.glob("*.toml"))
+    raise click.BadParameter(f"no scenario `{scenario}`; there are {', '.join(known)}", param_hint="SCENARIO")
+
+
+def _cluster_options(config: Config, net: int | None, otlp: str | None) -> tuple[str, ...]:
+    endpoint = otlp or config.traces.endpoint
+    return (
+        *(("--net", str(net)) if net is not None else ()),
+        *(("--otlp", endpoint) if endpoint else ()),
+    )
+
+
+def _score_table(score: Score) -> Table:
+    table = Table(title=f"{score.scenario}: {'as it must be' if score.ok else 'NOT as it must be'}", box=None)
+    table.add_column("")
+    for region in score.regions:
+        table.add_column(region, justify="right")
+    for field in msgspec.structs.fields(RegionScore):
+        values = [getattr(region, field.name) for region in score.regions.values()]
+        table.add_row(field.name, *(_told(value) for value in values))
+    table.caption = (
+        f"{score.heartbeats} heartbeats on {score.routes_covered} of {score.routes} routes; {score.false_pages} false pages; "
+        f"{score.withheld} deliveries withheld by the cluster's own log, {score.missed} missed, {score.invented} invented"
+        + "".join(f"\n{failure}" for failure in score.failures)
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _told(value: object) -> str:
+    if isinstance(value, list):
+        return "\n".join(value) or "-"
+    return "-" if value is None else str(value)
+
+
+@cli.command()
+@click.option("--open", "open_only", is_flag=True, help="Only those not yet resolved.")
+@journal_option
+@json_option
+def incidents(open_only: bool, journal: Path, as_json: bool) -> None:
+    """What happened, from the journal: kind, scope, since when, how much, and example traces."""
+    with _errors_told(), follow(journal) as follower:
+        found = follower.incidents(open_only=open_only)
+    if as_json:
+        _print_json(msgspec.to_builtins(found))
+        return
+    console = Console()
+    for incident in found:
+        console.print(incident_text(incident))
+    if not found:
+        console.print("No incident is open." if open_only else "No incident.")
+
+
+@cli.command()
+@config_option
+@json_option
+def config(config_path: str, as_json: bool) -> None:
+    """Check the configuration and show the plan: canaries, routes, and the load on each shard."""
+    plan = _plan(config_path, (), ())
+    if as_json:
+        _print_json(
+            {
+                "canaries": msgspec.to_builtins(plan.canaries),
+                "routes": msgspec.to_builtins(plan.routes),
+                "loads": msgspec.to_builtins(plan.loads),
+            }
+        )
+        return
+    Console().print(_plan_table(plan))
+
+
+def _plan_table(plan: Plan) -> Table:
+    period_s = plan.config.heartbeat.period_s
+    table = Table(
+        title=f"fleet {plan.config.fleet}: a heartbeat of each sender every {period_s:g} s", box=None
+    )
+    for column in (
+        "shard",
+        "senders",
+        "receivers",
+        "routes",
+        "live messages/s to a client",
+        "sends/min by a user",
+    ):
+        table.add_column(column, justify="left" if column == "shard" else "right")
+    for load in plan.loads:
+        limits = load.limits
+        table.add_row(
+            load.shard,
+            str(load.senders),
+            str(load.receivers),
+            str(len(plan.routes_of(load.shard))),
+            f"{load.live_per_client_per_s:g} of {limits.live_per_client_per_s:g}",
+            f"{load.calls_per_user_per_min:g} of {limits.calls_per_user_per_min:g}",
+        )
+    return table
+
+
+# --- reading and telling -------------------------------------------------------------------------------------------
+
+
+def _plan(
+    config_path: str, regions: tuple[str, ...], shards: tuple[str, ...], seed: int | None = None
+) -> Plan:
+    with _errors_told(config_path):
+        config = _load(config_path)
+        return make_plan(_only_shards(config, shards), Random(seed), regions)
+
+
+def _load(config_path: str, read_secret: Callable[[str], str] | None = None) -> Config:
+    path = Path(config_path)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(
+            [Problem("", None, f"cannot read {path}: {reason}; give another with --config")]
+        ) from None
+    return parse(text, os.environ, read_secret or (lambda name: (path.parent / name).read_text()))
+
+
+def _only_shards(config: Config, shards: tuple[str, ...]) -> Config:
+    known = {shard.name for shard in config.shards}
+    if unknown := [name for name in shards if name not in known]:
+        problem = f"there is no shard `{unknown[0]}`; there are {', '.join(sorted(known))}"
+        raise ConfigError([Problem("--shard", None, problem)])
+    if not shards:
+        return config
+    regions = tuple(
+        replace(region, watches=tuple(name for name in region.watches if name in shards))
+        for region in config.regions
+    )
+    return replace(
+        config, regions=regions, shards=tuple(shard for shard in config.shards if shard.name in shards)
+    )
+
+
+def _view(plan: Plan, offset_s: float, as_json: bool) -> View:
+    if sys.stdout.isatty() and not as_json:
+        return partial(run_screen, fleet=plan.config.fleet, wall_offset_s=offset_s)
+    return partial(run_lines, write=_write, as_json=as_json, wall_offset_s=offset_s)
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+@contextmanager
+def _work_directory(keep: Path | None) -> Iterator[Path]:
+    """A rehearsal's files: thrown away, or kept where asked for."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="canary-rehearsal-") as work:
+            yield Path(work)
+        return
+    try:
+        keep.mkdir(parents=True)
+    except OSError as error:
+        raise click.BadParameter(
+            f"{keep}: {error.strerror}; give a directory that is not there yet"
+        ) from None
+    yield keep
+
+
+@contextmanager
+def _event_file(score_path: Path | None) -> Iterator[Callable[[str], object] | None]:
+    """The event stream lies beside the score: score.json, score.events.jsonl."""
+    if score_path is None:
+        yield None
+        return
+    with score_path.with_suffix(".events.jsonl").open("w") as lines:
+        yield lines.write
+
+
+def _run(main: Callable[[], Awaitable[T]]) -> T:
+    with _errors_told():
+        return trio.run(main)
+
+
+@contextmanager
+def _errors_told(config_path: str = "") -> Iterator[None]:
+    """Known errors become lines on stderr and an exit code; anything else is a bug and shows as one."""
+    try:
+        yield
+    except* ConfigError as group:
+        problems = [problem for error in _leaves(group) for problem in error.problems]
+        _fail(2, [f"{config_path}: {problem}" if config_path else str(problem) for problem in problems])
+    except* (JournalError, Unauthorized, WrongProtocol) as group:
+        _fail(2, [str(error) for error in _leaves(group)])
+    except* (AttachError, StageError) as group:
+        _fail(3, [str(error) for error in _leaves(group)])
+    except* KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _leaves(group: BaseExceptionGroup[E]) -> list[E]:
+    leaves: list[E] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
+
+
+def _fail(code: int, texts: Sequence[str]) -> NoReturn:
+    for text in dict.fromkeys(texts):
+        _say(f"canary: {text}")
+    sys.exit(code)
+
+
+def main() -> None:
+    cli()

@@ -1,0 +1,139 @@
+"""One canary at work: it keeps a session, hears heartbeats, and sends its own on a fixed timetable."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+
+import trio
+
+from canary.drivers import Driver, DriverError, SendRefused, SendUnanswered, Session
+from canary.events import (
+    Acked,
+    Attached,
+    Canary,
+    Detached,
+    Fact,
+    Heartbeat,
+    Received,
+    Refused,
+    Sent,
+    Skipped,
+    Unanswered,
+)
+from canary.wire import heartbeat_id
+
+Tell = Callable[[Fact], Awaitable[None]]
+
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 10.0
+"""Reconnecting: soon after a restart of one node, and no storm on a shard that is down. Each wait is drawn from the
+upper half of its bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """Heartbeat n of a sender is due at `start_at + phase + n * period`, whatever happened to n-1."""
+
+    epoch: str
+    start_at: float
+    wall_offset_s: float
+    period_s: float
+    beats: int | None
+    """How many each sender sends; None: for ever."""
+
+
+class Client:
+    """`keep_session` and `keep_beating` run side by side for as long as the canary lives."""
+
+    def __init__(self, canary: Canary, driver: Driver, tell: Tell, random: Random) -> None:
+        self.canary = canary
+        self.driver = driver
+        self.trouble: str | None = None
+        """Why there is no session."""
+        self._tell = tell
+        self._random = random
+        self._session: Session | None = None
+        self._attached = trio.Event()
+
+    @property
+    def attached(self) -> bool:
+        return self._session is not None
+
+    async def wait_attached(self) -> None:
+        """Return when the canary has had its first session."""
+        await self._attached.wait()
+
+    async def keep_session(self) -> None:
+        """Attach, listen until the session ends, attach again."""
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            try:
+                async with self.driver.attach(self.canary) as session:
+                    backoff_s = BACKOFF_FIRST_S
+                    await self._enter(session)
+                    await self._listen(session)
+            except DriverError as error:
+                await self.leave(str(error))
+            await trio.sleep(backoff_s * self._random.uniform(0.5, 1.0))
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    async def keep_beating(self, timetable: Timetable, phase_s: float, stop: trio.Event) -> None:
+        """Send on the timetable until its end or `stop`; returns when the last beat was answered."""
+        async with trio.open_nursery() as nursery:
+            seq = 0
+            while timetable.beats is None or seq < timetable.beats:
+                due_at = timetable.start_at + phase_s + seq * timetable.period_s
+                with trio.move_on_at(due_at):
+                    await stop.wait()
+                    return
+                heartbeat = Heartbeat(
+                    id=heartbeat_id(timetable.epoch, self.canary.name, seq),
+                    sender=self.canary.name,
+                    shard=self.canary.shard,
+                    seq=seq,
+                    due_at=due_at,
+                    due_wall=due_at + timetable.wall_offset_s,
+                )
+                reason = self._why_not(heartbeat, timetable)
+                if reason is None:
+                    # In a task of its own: an answer that is slow to come must not delay the next beat.
+                    nursery.start_soon(self._beat, heartbeat)
+                else:
+                    await self._tell(Skipped(self.canary.name, seq, due_at, trio.current_time(), reason))
+                seq += 1
+
+    def _why_not(self, heartbeat: Heartbeat, timetable: Timetable) -> str | None:
+        if self._session is None:
+            return f"no session: {self.trouble or 'not yet attached'}"
+        if trio.current_time() - heartbeat.due_at > timetable.period_s / 2:
+            return "the agent was late"
+        return None
+
+    async def _beat(self, heartbeat: Heartbeat) -> None:
+        await self._tell(Sent(heartbeat, trio.current_time()))
+        try:
+            accepted = await self.driver.send(self.canary, heartbeat)
+        except SendRefused as error:
+            await self._tell(Refused(heartbeat.id, trio.current_time(), str(error)))
+        except SendUnanswered as error:
+            await self._tell(Unanswered(heartbeat.id, trio.current_time(), str(error)))
+        else:
+            await self._tell(Acked(heartbeat.id, accepted.at, accepted.node, accepted.build))
+
+    async def _enter(self, session: Session) -> None:
+        self._session, self.trouble = session, None
+        now = trio.current_time()
+        await self._tell(Attached(self.canary.name, now, session.node, session.build, session.connection))
+        self._attached.set()
+
+    async def _listen(self, session: Session) -> None:
+        async for receipt in session.receipts():
+            await self._tell(
+                Received(receipt.heartbeat, self.canary.name, receipt.at, receipt.stamp, receipt.intact)
+            )
+
+    async def leave(self, reason: str) -> None:
+        """There is no session, for this reason. Say it once: a canary that cannot attach does not become more detached with every try."""
+        told = self._session is None and self.trouble == reason
+        self._session, self.trouble = None, reason
+        if not told:
+            await self._tell(Detached(self.canary.name, trio.current_time(), reason))

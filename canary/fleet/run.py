@@ -1,0 +1,195 @@
+"""The owner of the watch, and the nursery in which a fleet lives and ends."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import trio
+
+from canary.drivers import Driver, Unreachable
+from canary.events import AuditDue, CanaryName, Event, Fact, Heartbeat, Resumed, Stalled
+from canary.fleet.auditor import keep_auditing
+from canary.fleet.client import BACKOFF_FIRST_S, BACKOFF_MAX_S, Client, Timetable
+from canary.plan import Plan
+from canary.watch import Watch
+
+FACTS_MAX = 10_000
+"""Facts waiting for the owner: minutes of a large fleet. A full channel slows the clients, which shows as a stall."""
+
+AUDITS_MAX = 1_000
+"""Questions waiting for one shard's auditor; the ledger repeats what does not fit."""
+
+TICK_S = 0.25
+"""The owner wakes at least this often, so that it can tell its own stalls."""
+
+STALL_S = 1.0
+"""Woken this much later than asked for, the agent was blind: the pause allowance covers what is shorter."""
+
+ATTACH_PATIENCE_S = 5.0
+"""The timetable starts when every canary is attached, or after this long with those that are."""
+
+
+@dataclass(slots=True)
+class Fleet:
+    """What a fleet needs. `drivers` has one for each shard of the plan."""
+
+    plan: Plan
+    drivers: Mapping[str, Driver]
+    watch: Watch
+    outputs: Sequence[trio.MemorySendChannel[Event]]
+    random: Random
+    epoch: str
+    """Tells this run's heartbeats from those of every other run."""
+    wall_offset_s: float
+    """Wall time = `at` + this."""
+    resumed: Sequence[Heartbeat] = ()
+    """What an earlier run left open, with due times on this run's clock."""
+    beats: int | None = None
+    """Heartbeats of each sender; None: until stopped."""
+    stop: trio.Event = field(default_factory=trio.Event)
+    """Set it to end: no further heartbeat, the open ones are settled."""
+
+
+async def run_fleet(fleet: Fleet) -> dict[CanaryName, str]:
+    """Run until `fleet.stop` is set or all beats are sent, then until the open heartbeats are settled.
+
+    Closes the outputs at the end. Returns why canaries have no session, by name. Raises Unauthorized or WrongProtocol
+    at the start, when trying again would not help.
+    """
+    tell, facts = trio.open_memory_channel[Fact](FACTS_MAX)
+    try:
+        async with trio.open_nursery() as nursery:
+            troubles = await _live(fleet, nursery, tell, facts)
+            nursery.cancel_scope.cancel()
+    finally:
+        for output in fleet.outputs:
+            await output.aclose()
+    return troubles
+
+
+async def _live(
+    fleet: Fleet,
+    nursery: trio.Nursery,
+    tell: trio.MemorySendChannel[Fact],
+    facts: trio.MemoryReceiveChannel[Fact],
+) -> dict[CanaryName, str]:
+    clients = [
+        Client(canary, fleet.drivers[canary.shard], tell.send, Random(fleet.random.random()))
+        for canary in fleet.plan.canaries
+    ]
+    auditors: dict[str, trio.MemorySendChannel[AuditDue]] = {}
+    for shard, driver in fleet.drivers.items():
+        here = [client for client in clients if client.canary.shard == shard]
+        auditors[shard], due = trio.open_memory_channel[AuditDue](AUDITS_MAX)
+        nursery.start_soon(keep_auditing, driver, here, due, tell.send)
+        nursery.start_soon(_serve, driver, here, nursery)
+    owner = _Owner(fleet, facts, auditors)
+    nursery.start_soon(owner.run)
+    for heartbeat in fleet.resumed:
+        await tell.send(Resumed(heartbeat, trio.current_time()))
+    await _wait_attached(clients)
+    await _beat(fleet, clients)
+    troubles = {client.canary.name: client.trouble for client in clients if client.trouble}
+    await owner.wait_settled()
+    return troubles
+
+
+async def _serve(driver: Driver, clients: Sequence[Client], nursery: trio.Nursery) -> None:
+    """Make users and channel exist, then start the canaries. A shard that is down is waited for, not given up."""
+    backoff_s = BACKOFF_FIRST_S
+    while True:
+        try:
+            await driver.prepare([client.canary for client in clients])
+            break
+        except Unreachable as error:
+            for client in clients:
+                await client.leave(str(error))
+        await trio.sleep(backoff_s)
+        backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+    for client in clients:
+        nursery.start_soon(client.keep_session)
+
+
+async def _wait_attached(clients: Iterable[Client]) -> None:
+    with trio.move_on_after(ATTACH_PATIENCE_S):
+        for client in clients:
+            await client.wait_attached()
+
+
+async def _beat(fleet: Fleet, clients: Iterable[Client]) -> None:
+    timetable = Timetable(
+        epoch=fleet.epoch,
+        start_at=trio.current_time(),
+        wall_offset_s=fleet.wall_offset_s,
+        period_s=fleet.plan.config.heartbeat.period_s,
+        beats=fleet.beats,
+    )
+    async with trio.open_nursery() as senders:
+        for client in clients:
+            if client.canary.sends:
+                phase_s = fleet.plan.phase_s[client.canary.name]
+                senders.start_soon(client.keep_beating, timetable, phase_s, fleet.stop)
+
+
+class _Owner:
+    """The only task that holds the watch: receive, feed, hand on."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        facts: trio.MemoryReceiveChannel[Fact],
+        auditors: Mapping[str, trio.MemorySendChannel[AuditDue]],
+    ) -> None:
+        self._watch = fleet.watch
+        self._outputs = fleet.outputs
+        self._facts = facts
+        self._auditors = auditors
+        self._settled = trio.Event()
+        self._ending = False
+
+    async def run(self) -> None:
+        while True:
+            tick_at = trio.current_time() + TICK_S
+            deadline = self._watch.next_deadline()
+            wake_at = tick_at if deadline is None else min(deadline, tick_at)
+            fact = None
+            with trio.move_on_at(wake_at):
+                fact = await self._facts.receive()
+            lag_s = trio.current_time() - wake_at
+            if lag_s > STALL_S:
+                await self._observe(Stalled(trio.current_time(), lag_s))
+            if fact is not None:
+                await self._observe(fact)
+            await self._catch_up()
+            await self._hand_on(self._watch.advance(trio.current_time()))
+            if self._ending and not self._watch.unsettled:
+                self._settled.set()
+
+    async def wait_settled(self) -> None:
+        """Return when every fact is judged and every heartbeat settled."""
+        self._ending = True
+        await self._settled.wait()
+
+    async def _catch_up(self) -> None:
+        """All facts there are, before time is judged."""
+        while True:
+            try:
+                await self._observe(self._facts.receive_nowait())
+            except trio.WouldBlock:
+                return
+
+    async def _observe(self, fact: Fact) -> None:
+        await self._hand_on([fact, *self._watch.observe(fact)])
+
+    async def _hand_on(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, AuditDue):
+                self._ask(event)
+            for output in self._outputs:
+                await output.send(event)
+
+    def _ask(self, question: AuditDue) -> None:
+        try:
+            self._auditors[question.heartbeat.shard].send_nowait(question)
+        except trio.WouldBlock:
+            return  # the ledger repeats it

@@ -1,0 +1,341 @@
+"""What the fleet said, held against what the cluster did.
+
+Pure: recorded events and the cluster's truth go in, a Score comes out. All times in a score are seconds; those called
+`..._at` count from the start of the rehearsal, those called `..._after_s` from the first withheld delivery.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from canary.events import (
+    FAILED,
+    Alarm,
+    CanaryName,
+    Change,
+    Closed,
+    Event,
+    HeartbeatId,
+    IncidentChanged,
+    Scope,
+    Settled,
+    Tier,
+    Verdict,
+)
+from canary.rehearsal.scenario import Scenario, ScopeTest
+from canary.rehearsal.truth import Deed, Delivery, NodeEvent, Truth
+
+
+class RegionScore(msgspec.Struct, frozen=True):
+    """One shard's part; None where nothing was withheld or nothing was said."""
+
+    first_withheld_at: float | None
+    suspect_after_s: float | None
+    page_after_s: float | None
+    onset_error_s: float | None
+    kind: str | None
+    stored: bool | None
+    replayed: bool | None
+    scope_stage_1: list[str]
+    scope_stage_2: list[str]
+    scope_stage_3: list[str]
+    reach_full_exposure: float | None
+    resolved_after_s: float | None
+
+
+class Score(msgspec.Struct, frozen=True):
+    scenario: str
+    seed: int
+    ok: bool
+    regions: dict[str, RegionScore]
+    false_pages: int
+    heartbeats: int
+    routes: int
+    routes_covered: int
+    withheld: int
+    """Deliveries that the cluster withheld, by its own log."""
+    missed: int
+    """Of these, how many the fleet did not call undelivered."""
+    invented: int
+    """Deliveries that the cluster made and the fleet called failed."""
+    interrupted: int
+    """Deliveries of which the cluster itself cannot say: the socket ended meanwhile."""
+    verdicts: dict[str, int]
+    failures: list[str]
+    """What the scenario expected and did not get, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The time in which exactly `number` nodes of a shard ran the deployed build. Wall times."""
+
+    number: int
+    began: float
+    ended: float
+
+
+def make_score(
+    scenario: Scenario,
+    seed: int,
+    events: Sequence[Event],
+    truth: Truth,
+    shards: Sequence[str],
+    routes: int,
+    began_wall: float,
+    wall_offset_s: float,
+) -> Score:
+    record = _Record(events, wall_offset_s)
+    shard_scores = {shard: _region_score(shard, record, truth, scenario, began_wall) for shard in shards}
+    missed, invented = _disagreements(record, truth)
+    withheld = {shard: _first_withheld(truth, shard) for shard in shards}
+    score = Score(
+        scenario=scenario.name,
+        seed=seed,
+        ok=True,
+        regions=shard_scores,
+        false_pages=_false_pages(record, withheld),
+        heartbeats=len(record.closed),
+        routes=routes,
+        routes_covered=len(
+            {route for (_, route), settled in record.settled.items() if settled.verdict is not Verdict.VOID}
+        ),
+        withheld=sum(delivery.deed is Deed.WITHHELD for delivery in truth.deliveries),
+        missed=missed,
+        invented=invented,
+        interrupted=sum(delivery.deed is Deed.INTERRUPTED for delivery in truth.deliveries),
+        verdicts=_count_verdicts(record),
+        failures=[],
+    )
+    failures = _failures(scenario, score)
+    return msgspec.structs.replace(score, ok=not failures, failures=failures)
+
+
+class _Record:
+    """The events of a rehearsal, sorted by what one asks of them."""
+
+    def __init__(self, events: Sequence[Event], wall_offset_s: float) -> None:
+        self.wall_offset_s = wall_offset_s
+        self.alarms = [event for event in events if isinstance(event, Alarm)]
+        self.changes = [event for event in events if isinstance(event, IncidentChanged)]
+        self.closed: dict[HeartbeatId, Closed] = {}
+        self.settled: dict[tuple[HeartbeatId, object], Settled] = {}
+        for event in events:
+            if isinstance(event, Closed):
+                self.closed[event.heartbeat.id] = event
+                self.settled.update(
+                    {(event.heartbeat.id, settled.route): settled for settled in event.settled}
+                )
+
+    def wall(self, at: float) -> float:
+        return at + self.wall_offset_s
+
+
+def _shard_of(node: str) -> str:
+    return node.rpartition("-")[0]
+
+
+def _first_withheld(truth: Truth, shard: str) -> float | None:
+    walls = [
+        delivery.accepted_wall
+        for delivery in truth.deliveries
+        if delivery.deed is Deed.WITHHELD and _shard_of(delivery.node) == shard
+    ]
+    return min(walls, default=None)
+
+
+def _region_score(
+    shard: str, record: _Record, truth: Truth, scenario: Scenario, began_wall: float
+) -> RegionScore:
+    withheld_wall = _first_withheld(truth, shard)
+    stages = _stages(truth.nodes, shard, scenario)
+    incident = next(
+        (change.incident for change in reversed(record.changes) if shard in change.incident.shards), None
+    )
+    page = next((a for a in record.alarms if a.shard == shard and a.tier is Tier.PAGE), None)
+    suspect = next((a for a in record.alarms if a.shard == shard and a.tier is not Tier.OK), None)
+
+    def after(alarm: Alarm | None) -> float | None:
+        if alarm is None or withheld_wall is None:
+            return None
+        return round(record.wall(alarm.at) - withheld_wall, 3)
+
+    onset_error_s = None
+    if page is not None and withheld_wall is not None:
+        onset_error_s = round(record.wall(page.onset_at) - withheld_wall, 3)
+    scopes = [_scope_at(record, shard, stages.get(number)) for number in (1, 2, 3)]
+    last_faulty_wall = _last_faulty(truth.nodes, shard, scenario)
+    resolved_after_s = None
+    if incident is not None and incident.resolved_wall is not None and last_faulty_wall is not None:
+        resolved_after_s = round(incident.resolved_wall - last_faulty_wall, 3)
+    return RegionScore(
+        first_withheld_at=None if withheld_wall is None else round(withheld_wall - began_wall, 3),
+        suspect_after_s=after(suspect),
+        page_after_s=after(page),
+        onset_error_s=onset_error_s,
+        kind=incident.kind.value if incident else None,
+        stored=_clean(incident.stored.missed, incident.stored.total) if incident else None,
+        replayed=_clean(incident.replayed.missed, incident.replayed.total) if incident else None,
+        scope_stage_1=scopes[0],
+        scope_stage_2=scopes[1],
+        scope_stage_3=scopes[2],
+        reach_full_exposure=_reach(record, shard, stages.get(scenario.cluster.nodes)),
+        resolved_after_s=resolved_after_s,
+    )
+
+
+def _clean(missed: int, total: int) -> bool | None:
+    return missed == 0 if total else None
+
+
+def _deployed_build(scenario: Scenario) -> str:
+    return next((step.build for step in scenario.steps if step.do == "deploy"), "")
+
+
+def _stages(nodes: Sequence[NodeEvent], shard: str, scenario: Scenario) -> dict[int, Stage]:
+    """A stage begins when its node is ready with the deployed build and ends when the next node of the shard drains."""
+    build = _deployed_build(scenario)
+    here = [event for event in nodes if _shard_of(event.node) == shard]
+    ready = [event for event in here if event.what == "ready" and event.build == build]
+    stages = {}
+    for number, event in enumerate(ready, 1):
+        later = [other.wall for other in here if other.what == "drain" and other.wall > event.wall]
+        stages[number] = Stage(number, event.wall, min(later, default=here[-1].wall))
+    return stages
+
+
+def _last_faulty(nodes: Sequence[NodeEvent], shard: str, scenario: Scenario) -> float | None:
+    """When the last node of the deployed build left service."""
+    build = _deployed_build(scenario)
+    walls = [
+        event.wall
+        for event in nodes
+        if _shard_of(event.node) == shard and event.build == build and event.what in ("drain", "stop")
+    ]
+    return max(walls, default=None)
+
+
+def _scope_at(record: _Record, shard: str, stage: Stage | None) -> list[str]:
+    """Every explanation that stood at the end of the stage, best first."""
+    scope: Scope | None = None
+    for change in record.changes:
+        if stage is not None and record.wall(change.at) <= stage.ended and shard in change.incident.shards:
+            scope = change.incident.scope
+    if scope is None:
+        return []
+    return [
+        ", ".join(f"{key}={value}" for key, value in conjunction)
+        for rule in scope.rules
+        for conjunction in rule.conjunctions
+    ]
+
+
+def _reach(record: _Record, shard: str, stage: Stage | None) -> float | None:
+    """Receivers that got a heartbeat in time / receivers that should have, for heartbeats of the stage."""
+    if stage is None:
+        return None
+    verdicts = [
+        settled.verdict
+        for closed in record.closed.values()
+        if closed.heartbeat.shard == shard and stage.began <= closed.heartbeat.due_wall < stage.ended
+        for settled in closed.settled
+    ]
+    judged = [verdict for verdict in verdicts if verdict is Verdict.DELIVERED or verdict in FAILED]
+    return round(sum(v is Verdict.DELIVERED for v in judged) / len(judged), 4) if judged else None
+
+
+def _disagreements(record: _Record, truth: Truth) -> tuple[int, int]:
+    """Heartbeat by heartbeat: withheld but not called undelivered, and handed but called failed."""
+    said = {(name, settled.route.receiver): settled.verdict for (name, _), settled in record.settled.items()}
+    known = [delivery for delivery in truth.deliveries if (delivery.message, delivery.receiver) in said]
+    missed = sum(_is_missed(delivery, said) for delivery in known)
+    invented = sum(
+        delivery.deed is Deed.HANDED and said[delivery.message, delivery.receiver] in FAILED
+        for delivery in known
+    )
+    return missed, invented
+
+
+def _is_missed(delivery: Delivery, said: dict[tuple[HeartbeatId, CanaryName], Verdict]) -> bool:
+    verdict = said[delivery.message, delivery.receiver]
+    return delivery.deed is Deed.WITHHELD and verdict is not Verdict.UNDELIVERED
+
+
+def _false_pages(record: _Record, withheld: dict[str, float | None]) -> int:
+    """Incidents that opened on a shard that had withheld nothing by then."""
+    opened = [change for change in record.changes if change.change is Change.OPENED]
+    return sum(
+        any(
+            (first := withheld.get(shard)) is None or first > record.wall(change.at)
+            for shard in change.incident.shards
+        )
+        for change in opened
+    )
+
+
+def _count_verdicts(record: _Record) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for settled in record.settled.values():
+        counts[settled.verdict.value] = counts.get(settled.verdict.value, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+# --- what was expected ---------------------------------------------------------------------------------------------
+
+
+def _failures(scenario: Scenario, score: Score) -> list[str]:
+    failures = []
+    if score.false_pages:
+        failures.append(f"{score.false_pages} false pages")
+    if score.missed or score.invented:
+        failures.append(
+            f"against the cluster's log: {score.missed} withheld deliveries missed, {score.invented} failures invented"
+        )
+    if score.routes_covered < score.routes:
+        failures.append(f"only {score.routes_covered} of {score.routes} routes were covered")
+    if lost := score.verdicts.get("lost"):
+        failures.append(f"{lost} heartbeats called lost; this scenario loses none")
+    for shard, region in score.regions.items():
+        failures += [f"{shard}: {text}" for text in _region_failures(scenario, region)]
+    return failures
+
+
+def _region_failures(scenario: Scenario, region: RegionScore) -> list[str]:
+    expect = scenario.expect
+    checks = [
+        (expect.pages == 0 and region.page_after_s is not None, "paged, and nothing was wrong"),
+        _differs("kind", expect.kind, region.kind),
+        _differs("stored", expect.stored, region.stored),
+        _differs("replayed", expect.replayed, region.replayed),
+        _exceeds("SUSPECT", expect.suspect_within_s, region.suspect_after_s),
+        _exceeds("PAGE", expect.page_within_s, region.page_after_s),
+        _exceeds("onset error", expect.onset_within_s, region.onset_error_s),
+    ]
+    stages = (region.scope_stage_1, region.scope_stage_2, region.scope_stage_3)
+    for number, (test, scope) in enumerate(zip(expect.scopes, stages, strict=True), 1):
+        checks.append((test is not None and not _fits(test, scope), f"scope at stage {number} is {scope}"))
+    if expect.reach is not None:
+        reach = region.reach_full_exposure
+        off = reach is None or abs(reach - expect.reach.at) > expect.reach.give
+        checks.append(
+            (off, f"reach at full exposure is {reach}, not {expect.reach.at} +- {expect.reach.give}")
+        )
+    return [text for failed, text in checks if failed]
+
+
+def _differs(what: str, expected: object, said: object) -> tuple[bool, str]:
+    return expected is not None and expected != said, f"{what} is {said}, not {expected}"
+
+
+def _exceeds(what: str, within_s: float | None, value: float | None) -> tuple[bool, str]:
+    too_much = within_s is not None and (value is None or abs(value) > within_s)
+    return (
+        too_much,
+        f"{what} {'never came' if value is None else f'{value:.2f} s'}, at most {within_s:g} s expected"
+        if within_s
+        else "",
+    )
+
+
+def _fits(test: ScopeTest, scope: list[str]) -> bool:
+    return scope == [test.exactly] if test.exactly else test.among in scope

@@ -1,0 +1,108 @@
+"""The rules of the tree which no linter knows. ARROWS is the architecture diagram."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CANARY = sorted((ROOT / "canary").rglob("*.py"))
+CLUSTER = sorted((ROOT / "cluster").rglob("*.py"))
+
+# Who may import whom. The pure root knows no world; the folders touch it; agent and cli wire.
+ARROWS = {
+    "events": set(),
+    "config": set(),
+    "wire": {"events"},
+    "plan": {"config", "events"},
+    "ledger": {"events", "config"},
+    "detector": {"events", "config"},
+    "incident": {"events", "config"},
+    "watch": {"events", "config", "ledger", "detector", "incident"},
+    "drivers": {"events", "config", "wire"},
+    "fleet": {"events", "plan", "watch", "drivers", "wire"},
+    "outputs": {"events"},
+    "agent": {"events", "plan", "watch", "drivers", "fleet", "outputs"},
+    "rehearsal": {"events", "config", "plan", "agent"},
+    "cli": {"events", "config", "plan", "drivers", "incident", "agent", "outputs", "rehearsal"},
+    "__init__": set(),
+}
+PURE = {"events", "config", "wire", "plan", "ledger", "detector", "incident", "watch"}
+WIRING = {"agent", "cli", "__init__"}
+WORLD = {"asyncio", "logging", "os", "socket", "subprocess", "sys", "threading", "time"}
+
+
+def part(path: Path) -> str:
+    """The box of the diagram which a file lies in: its folder, or its own name."""
+    return path.relative_to(ROOT / "canary").parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "canary":
+            names += [f"canary.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    return names
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", CANARY, ids=shown)
+def test_imports_follow_the_arrows(path: Path):
+    names = imports(path)
+    inside = {name.split(".")[1] for name in names if name.startswith("canary.")}
+    assert inside - {part(path)} <= ARROWS[part(path)]
+    outside = {name.split(".")[0] for name in names} - {"canary"}
+    assert "cluster" not in outside
+    if part(path) in PURE:
+        assert outside <= sys.stdlib_module_names - WORLD
+
+
+def test_the_arrows_have_no_cycle_and_the_pure_root_stays_pure():
+    TopologicalSorter(ARROWS).prepare()
+    assert all(ARROWS[name] <= PURE for name in PURE)
+    assert {path.stem for path in (ROOT / "canary").glob("*.py")} == PURE | WIRING
+
+
+@pytest.mark.parametrize("path", CLUSTER, ids=shown)
+def test_the_proving_ground_does_not_know_the_canary(path: Path):
+    assert not any(name.split(".")[0] == "canary" for name in imports(path))
+
+
+@pytest.mark.parametrize("path", CANARY + CLUSTER, ids=shown)
+def test_a_function_fits_on_a_screen(path: Path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 70, f"{shown(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", CANARY + CLUSTER, ids=shown)
+def test_a_module_opens_with_its_contract(path: Path):
+    source = path.read_text(encoding="utf-8")
+    assert not source.strip() or ast.get_docstring(ast.parse(source))
+
+
+def test_no_file_is_named_for_nothing():
+    banned = {"base", "common", "core", "helpers", "manager", "misc", "service", "util", "utils"}
+    assert not banned & {path.stem for path in CANARY + CLUSTER}
+
+
+MIRRORS_ELSEWHERE = {
+    "canary/agent.py": "tests/e2e, which run it whole",
+    "canary/outputs/words.py": "tests/outputs/test_lines.py and test_screen.py, which read the words",
+}
+
+
+@pytest.mark.parametrize("path", [p for p in CANARY if p.name != "__init__.py"], ids=shown)
+def test_every_module_has_a_test_of_its_own(path: Path):
+    inside = path.relative_to(ROOT / "canary")
+    mirror = ROOT / "tests" / inside.with_name(f"test_{inside.name}")
+    assert mirror.exists() or shown(path) in MIRRORS_ELSEWHERE
