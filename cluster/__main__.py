@@ -27,7 +27,7 @@ DOWN_TIMEOUT_S = 20.0
 Event = dict[str, Any]
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """5s, 500ms, 2m or a bare number of seconds; gives seconds."""
 
     name = "duration"
@@ -104,25 +104,23 @@ def up(
         fail(MISTAKE, f"--wan-jitter-ms must be between 0 and the delay of {wan_delay_ms:g} ms")
     try:
         layout = Layout(tuple(regions.split(",")), nodes, net)
-        stack = Stack(
-            StackSettings(layout, build, state, log, wan_delay_ms / 1000, wan_jitter_ms / 1000, otlp)
-        )
-        owned = StateDirectory.claim(state)
-    except (LayoutError, StateError) as error:
+    except LayoutError as error:
         fail(MISTAKE, str(error))
+    settings = StackSettings(layout, build, state, log, wan_delay_ms / 1000, wan_jitter_ms / 1000, otlp)
     try:
-        asyncio.run(run_stack(stack, owned, tell_json if as_json else tell))
-    except StackError as error:
+        asyncio.run(run_stack(Stack(settings), tell_json if as_json else tell))
+    except (StackError, StateError) as error:
         fail(MISTAKE, str(error))
 
 
-async def run_stack(stack: Stack, owned: StateDirectory, say: Callable[[Event], None]) -> None:
-    """A cluster from start to stop. Raises StackError when it cannot be started."""
+async def run_stack(stack: Stack, say: Callable[[Event], None]) -> None:
+    """A cluster from start to stop. Raises StackError or StateError when it cannot be started."""
     asked_to_stop = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(signum, asked_to_stop.set)
     commands = Commands(stack, asked_to_stop)
     started = time.monotonic()
+    owned = StateDirectory.claim(stack.settings.state)
     try:
         binary = stack.check()
         door = await control.serve(owned.path, commands.handle)

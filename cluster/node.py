@@ -25,9 +25,11 @@ from cluster.view import View
 
 # Clients ping 25 s after the last health check they saw and give up at 35 s; unprompted ones keep them quiet.
 HEALTH_CHECK_EVERY_S = 27.0
-# How long a drain waits for calls under way and for frames not yet written, together. A call that takes longer has
-# lost its store and will not finish.
+# How long a drain waits for calls under way and for the sockets to close. A call that takes longer has lost its store
+# and will not finish; a client that takes longer does not read.
 DRAIN_TIMEOUT_S = 2.0
+# Of that, how long for frames that are queued already: a client that reads takes milliseconds.
+FLUSH_TIMEOUT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Node:
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         while self._calls_open and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        await self.hub.drain(max(deadline - time.monotonic(), 0.1))
+        await self.hub.drain(FLUSH_TIMEOUT_S)
         while len(self.hub) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 

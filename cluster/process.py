@@ -5,11 +5,11 @@ SIGTERM drains and ends it. It dies with the process that started it, however th
 
 import asyncio
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -19,6 +19,9 @@ from cluster.spans import Spans
 
 # After the drain nothing is left to wait for but clients that do not read.
 CLOSE_TIMEOUT_S = 1
+# Linux would let megabytes pile up for a client that does not read, and each would count as delivered. This is some
+# fifty messages; beyond them the node's own bounded queue decides.
+SEND_BUFFER_BYTES = 65536
 
 
 class Server(uvicorn.Server):
@@ -39,7 +42,7 @@ async def _run(settings: NodeSettings) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked_to_stop.set)
     node = Node(settings, _spans(settings))
     server = Server(_server_config(node))
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve(sockets=[listen(settings.host, settings.port)]))
     stopping = asyncio.create_task(asked_to_stop.wait())
     starting = asyncio.create_task(node.start())
     await asyncio.wait({starting, stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -51,6 +54,15 @@ async def _run(settings: NodeSettings) -> None:
     server.should_exit = True
     await serving
     await node.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket whose connections hold little in the kernel. Raises OSError when the address is taken."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    listener.bind((host, port))
+    return listener
 
 
 def _spans(settings: NodeSettings) -> Spans | None:
@@ -67,11 +79,8 @@ def _server_config(node: Node) -> uvicorn.Config:
         await session.connect(websocket, node)
 
     settings = node.settings
-    app = Starlette(routes=[*rest.routes(node), WebSocketRoute("/connect", connect)])
     return uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
+        rest.application(node, WebSocketRoute("/connect", connect)),
         http="h11",
         ws="websockets-sansio",
         lifespan="off",

@@ -150,7 +150,6 @@ def _claims(token: str, secret: str) -> Mapping[str, Any]:
 class Allowance:
     """Calls left for one (user, endpoint) in the running minute."""
 
-    minute: int
     used: int = 0
 
     @property
@@ -171,30 +170,29 @@ class RateLimits:
 
     def spend(self, caller: Caller, endpoint: str, now_s: float) -> tuple[dict[str, str], bool]:
         """Counts one call. Returns the headers to answer with, and whether the call may go on."""
-        minute = int(now_s // 60)
-        reset_s = (minute + 1) * 60
+        is_allowed = True
+        if caller.user is not None:
+            allowance = self._allowance(caller.user, endpoint, int(now_s // 60))
+            allowance.used += 1
+            is_allowed = allowance.used <= CALLS_PER_MINUTE_MAX
+        # Lower case: Stream's Python SDK looks for nothing else.
+        left = self.peek(caller, endpoint, now_s)
+        return {f"x-ratelimit-{key}": str(value) for key, value in left.items()}, is_allowed
+
+    def peek(self, caller: Caller, endpoint: str, now_s: float) -> dict[str, int]:
+        """The allowance as it stands, without spending any."""
+        reset_s = (int(now_s // 60) + 1) * 60
         if caller.user is None:
-            return _rate_headers(APP_CALLS_PER_MINUTE, APP_CALLS_PER_MINUTE, reset_s), True
-        allowance = self._allowance(caller.user, endpoint, minute)
-        allowance.used += 1
-        headers = _rate_headers(CALLS_PER_MINUTE_MAX, allowance.remaining, reset_s)
-        return headers, allowance.used <= CALLS_PER_MINUTE_MAX
+            return {"limit": APP_CALLS_PER_MINUTE, "remaining": APP_CALLS_PER_MINUTE, "reset": reset_s}
+        remaining = self._allowance(caller.user, endpoint, int(now_s // 60)).remaining
+        return {"limit": CALLS_PER_MINUTE_MAX, "remaining": remaining, "reset": reset_s}
 
     def _allowance(self, user: str, endpoint: str, minute: int) -> Allowance:
         if minute != self._minute:
             # Last minute's counts are worth nothing, so the table never holds more than one minute of callers.
             self._allowances.clear()
             self._minute = minute
-        return self._allowances.setdefault((user, endpoint), Allowance(minute))
-
-
-def _rate_headers(limit: int, remaining: int, reset_s: int) -> dict[str, str]:
-    # Lower case: Stream's Python SDK looks for nothing else.
-    return {
-        "x-ratelimit-limit": str(limit),
-        "x-ratelimit-remaining": str(remaining),
-        "x-ratelimit-reset": str(reset_s),
-    }
+        return self._allowances.setdefault((user, endpoint), Allowance())
 
 
 # Channels ------------------------------------------------------------------------------------------------------

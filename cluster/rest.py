@@ -5,15 +5,17 @@ rate limit, time taken, errors. Nothing here knows how an event reaches the othe
 """
 
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from cluster.builds import Live
 from cluster.node import Node, State
@@ -103,6 +105,8 @@ class Call:
         value = self.body.get(key, self.query.get(key))
         return value is True or value == "true"
 
+
+NAME = re.compile(rf"[\w!-]{{1,{CHANNEL_ID_CHARS_MAX}}}", re.ASCII)
 
 Endpoint = Callable[[Call], Awaitable[Document]]
 
@@ -204,10 +208,10 @@ def _members(call: Call) -> list[str]:
 
 async def _create_channel(call: Call, cid: str) -> None:
     channel_type, _, channel_id = cid.partition(":")
-    if not channel_id or len(channel_id) > CHANNEL_ID_CHARS_MAX:
-        raise bad_input(f"a channel id has 1 to {CHANNEL_ID_CHARS_MAX} characters")
+    if not (NAME.fullmatch(channel_type) and NAME.fullmatch(channel_id)):
+        raise bad_input(f"channel type and id have 1 to {CHANNEL_ID_CHARS_MAX} letters, digits, or ! _ -")
     data = section(call.body, "data")
-    creator = data.get("created_by_id") or section(data, "created_by").get("id")
+    creator = data.get("created_by_id") or user_in({"user": data.get("created_by")})
     if call.caller.is_server and not creator:
         raise bad_input(
             "either data.created_by or data.created_by_id must be provided when using server side auth."
@@ -541,7 +545,12 @@ async def sync(call: Call) -> Document:
 
 
 async def rate_limits(call: Call) -> Document:
-    return {"server_side": {}, "web": {}, "android": {}, "ios": {}}
+    """What is left of the caller's allowances, by endpoint; the platform is the token's kind."""
+    wanted = [name for name in call.query.get("endpoints", "").split(",") if name]
+    names = [name for name, *_ in ENDPOINTS if not wanted or name in wanted]
+    platform = "server_side" if call.caller.is_server else "web"
+    left = {name: call.node.limits.peek(call.caller, name, time.time()) for name in names}
+    return {platform: left}
 
 
 # The table -------------------------------------------------------------------------------------------------------
@@ -566,6 +575,18 @@ ENDPOINTS: tuple[tuple[str, str, str, Endpoint], ...] = (
     ("Sync", "POST", "/sync", sync),
     ("GetRateLimits", "GET", "/rate_limits", rate_limits),
 )
+
+
+def application(node: Node, sockets: BaseRoute) -> Starlette:
+    """The node's web application: REST here, and the websocket route it is given."""
+    return Starlette(
+        routes=[*routes(node), sockets],
+        exception_handlers={404: _no_such_call, 405: _no_such_call},
+    )
+
+
+async def _no_such_call(request: Request, error: Exception) -> Response:
+    return JSONResponse(not_found(f"no call {request.method} {request.url.path}").body("Route"), 404)
 
 
 def routes(node: Node) -> list[Route]:

@@ -90,11 +90,15 @@ async def _serve(websocket: WebSocket, node: Node, socket: Socket) -> None:
     reading = asyncio.create_task(_read(websocket, node, socket))
     writing = asyncio.create_task(_write(websocket, node, socket))
     try:
-        await asyncio.wait({reading, writing, socket.closing}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {reading, writing, socket.closing}
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
         reading.cancel()
         writing.cancel()
         await asyncio.gather(reading, writing, return_exceptions=True)
+    for end in done:
+        # A bug in either task is not the client's end.
+        end.result()
     if socket.closing.done():
         await _close(websocket, socket.closing.result())
 

@@ -79,7 +79,7 @@ def _become_node(settings: NodeSettings, stderr: Path, parent: int) -> NoReturn:
     finally:
         # An exception is printed by the interpreter's own hook, as the unforked end of a program would be.
         if code:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
         os._exit(code)
 

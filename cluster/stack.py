@@ -34,6 +34,7 @@ NODE_STOP_TIMEOUT_S = 5.0
 POLL_S = 0.02
 # Ten per node for itself, one per client; the relays hold two per client. A thousand clients fit with room.
 FILES_MIN = 1024
+FILES_WANTED = 65536
 
 
 class StackError(Exception):
@@ -148,7 +149,9 @@ class Stack:
             self._record()
             server.exit.add_done_callback(partial(self._ended, server, None))
         await self.wan.open()
-        await asyncio.gather(*(self._await_server(*pair) for pair in zip(self._servers, self.layout.nodes())))
+        await asyncio.gather(
+            *(self._await_server(*pair) for pair in zip(self._servers, self.layout.nodes(), strict=True))
+        )
         try:
             await asyncio.gather(
                 *(
@@ -266,7 +269,7 @@ class Stack:
                     if other != region.region
                 },
             }
-            for node, state in zip(nodes, states)
+            for node, state in zip(nodes, states, strict=True)
         }
 
     async def _state_of(self, node: RunningNode) -> str:
@@ -324,9 +327,10 @@ def check_free(host: str, port: int) -> None:
 
 
 def allow_open_files() -> None:
-    """Raises our soft limit of open files to the hard one. Raises StackError when that is too few."""
+    """Raises our soft limit of open files as far as it is useful. Raises StackError when that is too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < FILES_MIN:
         raise StackError(f"too few open files allowed: {hard}, at least {FILES_MIN} are needed (ulimit -n)")
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from cluster.children import Child, identity
@@ -47,7 +48,8 @@ class StateDirectory:
                 f"a cluster is already running with state in {path}; `python -m cluster down` ends it, "
                 "--state DIR --net N start another beside it"
             )
-        _remove_remains(path)
+        _end_remains(path)
+        _empty(path)
         for name in ("stderr", "nats", "log"):
             (path / name).mkdir()
         return cls(path, lock)
@@ -79,19 +81,21 @@ class StateDirectory:
 
     def remove(self) -> None:
         """Removes the directory with all that is in it."""
-        shutil.rmtree(self.path)
+        _remove_directory(self.path)
         os.close(self._lock)
 
 
 def is_live(path: Path) -> bool:
     """Whether a running `up` owns the directory. Raises StateError when it is no state directory."""
     _refuse_foreign(path)
-    if not path.exists():
+    try:
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    lock = _try_lock(path)
-    if lock is not None:
+    try:
+        return not _lock(lock)
+    finally:
         os.close(lock)
-    return lock is None
 
 
 def clean_up(path: Path) -> None:
@@ -99,8 +103,8 @@ def clean_up(path: Path) -> None:
     claimed = _try_lock(path)
     if claimed is None:
         raise StateError(f"a cluster is running with state in {path}")
-    _remove_remains(path)
-    shutil.rmtree(path)
+    _end_remains(path)
+    _remove_directory(path)
     os.close(claimed)
 
 
@@ -114,17 +118,36 @@ def _refuse_foreign(path: Path) -> None:
 
 def _try_lock(path: Path) -> int | None:
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if _lock(lock):
+        return lock
+    os.close(lock)
+    return None
+
+
+def _lock(handle: int) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
+        return False
+    return True
 
 
-def _remove_remains(path: Path) -> None:
+def _end_remains(path: Path) -> None:
+    """Kills the recorded processes that still run."""
     for pid in _still_running(path / "cluster.json"):
         os.kill(pid, signal.SIGKILL)
+
+
+def _remove_directory(path: Path) -> None:
+    """The lock goes last, so that nobody takes a half-removed directory for something else."""
+    _empty(path)
+    (path / LOCK).unlink()
+    # It stays when somebody has claimed it since the line above.
+    with suppress(OSError):
+        path.rmdir()
+
+
+def _empty(path: Path) -> None:
     for remains in path.iterdir():
         if remains.is_dir():
             shutil.rmtree(remains)
