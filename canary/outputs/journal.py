@@ -45,10 +45,10 @@ Transition = Alarm | IncidentChanged | Attached | Detached | Skipped | Stalled
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x634E5259  # "cNRY": tells our file from any other SQLite file
 BUSY_WAIT_S = 5.0  # a follower's cursor update takes a millisecond; longer means a stuck process
-HEARTBEATS_MAX = 500_000  # a day of the demonstration fleet, about 1 GB
+HEARTBEATS_MAX = 500_000  # a day of the demonstration fleet, some 250 MB
 TRANSITIONS_MAX = 500_000
 PRUNE_EVERY = 5_000  # heartbeats between two looks at the bounds
-BATCH_MAX = 1_000  # events in one transaction: some 20 ms of work
+BATCH_MAX = 100  # events in one transaction: at most 13 ms of a thread beside the fleet, as measured
 BACKLOG_MAX = 100_000  # events kept while the disk refuses them: a quarter of an hour at 100/s, some 200 MB
 RETRY_S = 1.0
 LAST_ATTEMPTS_S = 5.0  # so long the end of a run waits for a disk that refuses
@@ -159,24 +159,32 @@ class Follower:
         row = self._database.execute("SELECT position FROM cursors WHERE name = ?", (name,)).fetchone()
         return int(row[0]) if row else 0
 
-    def advance_cursor(self, name: str, position: int) -> None:
-        """Say that everything up to `position` is done with. Never moves backwards."""
+    def advance_cursor(self, name: str, position: int, given_up: int = 0) -> None:
+        """Say that everything up to `position` is done with, so many of it given up. Never moves backwards."""
         with self._database:
             self._database.execute(
                 "INSERT INTO cursors VALUES (?, ?)"
                 " ON CONFLICT (name) DO UPDATE SET position = max(position, excluded.position)",
                 (name, position),
             )
+            if given_up:
+                self._count(f"dropped_refused_{name}", given_up)
 
     def dropped(self) -> dict[str, int]:
-        """What this journal no longer has: rows pruned, rows pruned before a cursor reached them, events that
-        the disk refused for too long."""
+        """What is not here or was not used, and how much of it: rows pruned, rows that a follower had not read by then
+        (`unread_...`) or gave up (`refused_...`), events that the disk refused for too long (`unwritten`)."""
         rows = self._database.execute("SELECT name, value FROM meta WHERE name LIKE 'dropped_%'")
         return {name.removeprefix("dropped_"): value for name, value in rows}
 
     def _meta(self, name: str, default: Any) -> Any:
         row = self._database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return row[0] if row else default
+
+    def _count(self, name: str, more: int) -> None:
+        self._database.execute(
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (name, more),
+        )
 
 
 class Journal(Follower):
@@ -286,12 +294,6 @@ class Journal(Follower):
         for name, unread in behind.fetchall():
             self._count(f"dropped_unread_{name}", unread)
             self._database.execute("UPDATE cursors SET position = ? WHERE name = ?", (last_dropped, name))
-
-    def _count(self, name: str, more: int) -> None:
-        self._database.execute(
-            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-            (name, more),
-        )
 
 
 # --- opening -------------------------------------------------------------------------------------------------------
