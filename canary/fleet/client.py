@@ -24,9 +24,9 @@ from canary.wire import heartbeat_id
 
 Tell = Callable[[Fact], Awaitable[None]]
 
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 10.0
-"""Reconnecting: soon after a restart of one node, and no storm on a shard that is down. Each wait is drawn from the
-upper half of its bound."""
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 2.0
+"""Reconnecting: soon after a node's restart, and never long blind after a long one; a handful of canaries is no storm.
+Each wait is drawn from the upper half of its bound."""
 
 
 @dataclass(frozen=True, slots=True)
