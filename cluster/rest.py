@@ -143,6 +143,8 @@ class Door:
         headers.update(rate_headers)
         if not is_allowed:
             raise ApiError(429, 9, "Too many requests")
+        if not caller.is_server and query.get("user_id", caller.user) != caller.user:
+            raise not_allowed(f"the token is for {caller.user!r}, not for {query['user_id']!r}")
         body = await _body(request)
         return Call(self._node, caller, request.path_params, query, dict(request.headers), body)
 

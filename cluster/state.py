@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from pathlib import Path
 from cluster.children import Child, identity
 
 LOCK = "lock"
+# The kernel needs milliseconds; a process in an uninterruptible sleep may need for ever, and is not waited for.
+KILL_TIMEOUT_S = 2.0
 SECRET_VARIABLE = "CANARY_CLUSTER_SECRET"
 
 
@@ -133,9 +136,12 @@ def _lock(handle: int) -> bool:
 
 
 def _end_remains(path: Path) -> None:
-    """Kills the recorded processes that still run."""
-    for pid in _still_running(path / "cluster.json"):
-        os.kill(pid, signal.SIGKILL)
+    """Kills the recorded processes that still run, and waits until their ports and files are free."""
+    give_up_at = time.monotonic() + KILL_TIMEOUT_S
+    while (running := _still_running(path / "cluster.json")) and time.monotonic() < give_up_at:
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _remove_directory(path: Path) -> None:
@@ -155,7 +161,7 @@ def _empty(path: Path) -> None:
             remains.unlink()
 
 
-def _still_running(record: Path) -> Iterable[int]:
+def _still_running(record: Path) -> list[int]:
     """Recorded processes that are still the same ones."""
     if not record.exists():
         return []
