@@ -185,9 +185,7 @@ class Narrator:
         if alarm.tier is Tier.OK:
             return f"{alarm.shard} delivers again"
         since = clock_text(alarm.onset_at + self.wall_offset_s)
-        return (
-            f"{alarm.shard} misses heartbeats since {since}: {percent(alarm.loss)} on {_routes_text(alarm)}"
-        )
+        return f"{alarm.shard} misses {percent(alarm.loss)} since {since} on {_routes_text(alarm)}"
 
 
 def _stalled_text(stalled: Stalled) -> str:
@@ -203,13 +201,14 @@ def _routes_text(alarm: Alarm) -> str:
 
 def _incident_text(changed: IncidentChanged) -> str:
     incident = changed.incident
-    head = f"{incident.id} {', '.join(incident.shards)}"
+    shards = ", ".join(incident.shards)
     if changed.change is Change.RESOLVED:
-        return f"{head}: resolved {_lasted_text(incident)}, {changed.reason}"
+        return f"{shards}: resolved {_lasted_text(incident)}, {changed.reason} [{incident.id}]"
     said = f"{scope_text(incident.scope)}; {rates_text(incident.scope)}"
     if changed.change is Change.UPDATED:
-        return f"{head}: now {said} ({changed.reason})"
-    return f"{head}: {incident.kind.value.upper()}, {kind_in_words(incident.kind)}; {said}"
+        return f"{shards}: now {said} ({changed.reason}) [{incident.id}]"
+    kind = f"{incident.kind.value.upper()}, {kind_in_words(incident.kind)}"
+    return f"{shards}: {kind}; {said} [{incident.id}]"
 
 
 def _lasted_text(incident: Incident) -> str:

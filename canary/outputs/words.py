@@ -10,10 +10,14 @@ from canary.events import (
     Alarm,
     Attached,
     AuditDue,
+    CanaryName,
     Closed,
     Conjunction,
     Detached,
     Event,
+    Heartbeat,
+    HeartbeatId,
+    Incident,
     IncidentChanged,
     Literal,
     Looked,
@@ -65,12 +69,9 @@ KINDS: dict[Verdict, str] = {
     Verdict.VOID: "this agent could not see for itself",
 }
 
-_SENDER = {
-    "sender.node": "node {}",
-    "sender.build": "build {}",
-    "sender.region": "from region {}",
-}
-_RECEIVER = {
+_SENT = {"sender.region": "from region {}"}
+_ACCEPTED = {"sender.node": "on node {}", "sender.build": "on build {}"}
+_RECEIVED = {
     "receiver.node": "on node {}",
     "receiver.build": "on build {}",
     "receiver.region": "in region {}",
@@ -91,37 +92,21 @@ def kind_in_words(kind: Verdict) -> str:
 
 def scope_in_words(conjunction: Conjunction) -> str:
     """One conjunction as a phrase: `messages accepted on build local-fanout and received on another node`."""
-    accepted = [_SENDER[key].format(value) for key, value in conjunction if key in _SENDER]
-    received = [_received(literal) for literal in conjunction if _is_received(literal)]
-    rest = [_rest(literal) for literal in conjunction if not _is_sent(literal) and not _is_received(literal)]
-    parts = [
-        "accepted " + " ".join(_with_on(phrase) for phrase in accepted) if accepted else "",
-        "received " + " ".join(received) if received else "",
-    ]
-    told = " and ".join(part for part in parts if part)
-    return " ".join(["messages" if conjunction else "all messages", *([told] if told else []), *rest])
+    said: dict[str, list[str]] = {"sent": [], "accepted": [], "received": [], "with": []}
+    for literal in conjunction:
+        verb, words = _literal_in_words(literal)
+        said[verb].append(words)
+    clauses = [f"{verb} {' '.join(words)}" for verb, words in said.items() if words]
+    return f"messages {' and '.join(clauses)}" if clauses else "all messages"
 
 
-def _with_on(phrase: str) -> str:
-    return phrase if phrase.startswith("from ") else f"on {phrase}"
-
-
-def _is_sent(literal: Literal) -> bool:
-    return literal[0] in _SENDER
-
-
-def _is_received(literal: Literal) -> bool:
-    return literal[0] in _RECEIVER or literal in _RELATIONS
-
-
-def _received(literal: Literal) -> str:
+def _literal_in_words(literal: Literal) -> tuple[str, str]:
+    """What the literal says of a message, by verb."""
     key, value = literal
-    return _RECEIVER[key].format(value) if key in _RECEIVER else _RELATIONS[literal]
-
-
-def _rest(literal: Literal) -> str:
-    key, value = literal
-    return f"on shard {value}" if key == "shard" else f"with {key} {value}"
+    for verb, table in (("sent", _SENT), ("accepted", _ACCEPTED), ("received", _RECEIVED)):
+        if key in table:
+            return verb, table[key].format(value)
+    return ("received", _RELATIONS[literal]) if literal in _RELATIONS else ("with", f"{key} {value}")
 
 
 def rule_in_words(rule: Rule) -> str:
@@ -157,3 +142,41 @@ def percent(share: float) -> str:
 def clock_text(wall: float) -> str:
     """Time of day in UTC: `11:28:03Z`."""
     return time.strftime("%H:%M:%SZ", time.gmtime(wall))
+
+
+def incident_text(incident: Incident) -> str:
+    """An incident as a paragraph: what, where, since when, how much, what was believed before, and traces to open."""
+    lines = [
+        f"{incident.id}  {incident.kind.value.upper()}  {', '.join(incident.shards)}  {_when_text(incident)}",
+        f"  {kind_in_words(incident.kind)}",
+        f"  of those missing live, not stored {rate_text(incident.stored)}, not replayed {rate_text(incident.replayed)}",
+        *(f"  {line}" for line in scope_lines(incident.scope)),
+        f"  {rates_text(incident.scope)}",
+        *(f"  before: {scope_text(scope)}" for scope in incident.earlier),
+        *(f"  trace {_trace_id(example)}  {example}" for example in incident.examples[:EXAMPLES_MAX]),
+    ]
+    return "\n".join(lines)
+
+
+EXAMPLES_MAX = 3  # one trace tells the story; two more show that it is always the same
+
+
+def scope_lines(scope: Scope) -> list[str]:
+    """Every explanation on a line of its own, the best of each rule first."""
+    return [
+        ("or " if number else "") + scope_in_words(conjunction)
+        for rule in scope.rules
+        for number, conjunction in enumerate(rule.conjunctions)
+    ] or ["no scope found yet"]
+
+
+def _when_text(incident: Incident) -> str:
+    began = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(incident.onset_wall))
+    if incident.resolved_wall is None:
+        return f"open, since {began}"
+    return f"since {began}, resolved after {incident.resolved_wall - incident.onset_wall:.0f} s"
+
+
+def _trace_id(heartbeat: HeartbeatId) -> str:
+    """It follows from the id alone."""
+    return Heartbeat(heartbeat, CanaryName(""), "", 0, 0.0, 0.0).trace_id

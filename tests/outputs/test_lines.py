@@ -77,23 +77,23 @@ async def test_an_alarm_and_an_incident_are_told_at_once_in_words():
     assert await plain(alarm(Tier.SUSPECT, Tier.OK), alarm(), incident_changed()) == [
         [
             "SUSPECT",
-            "us-east misses heartbeats since 22:15:00Z: 100% on us-east-1-a -> us-east-2-a and 1 more route",
+            "us-east misses 100% since 22:15:00Z on us-east-1-a -> us-east-2-a and 1 more route",
         ],
         [
             "PAGE",
-            "us-east misses heartbeats since 22:15:00Z: 100% on us-east-1-a -> us-east-2-a and 1 more route",
+            "us-east misses 100% since 22:15:00Z on us-east-1-a -> us-east-2-a and 1 more route",
         ],
         [
             "INCIDENT",
-            "i1 us-east: UNDELIVERED, live fan-out broken, store and replay intact; messages accepted on build "
-            "local-fanout and received on another node; missing inside 100% (16/16), outside 0% (0/56)",
+            "us-east: UNDELIVERED, live fan-out broken, store and replay intact; messages accepted on build "
+            "local-fanout and received on another node; missing inside 100% (16/16), outside 0% (0/56) [i1]",
         ],
     ]
 
 
 async def test_a_resolved_incident_says_how_long_it_was():
     assert await plain(incident_changed(Change.RESOLVED, reason="clean for 30 s")) == [
-        ["RESOLVED", "i1 us-east: resolved after 60 s, clean for 30 s"]
+        ["RESOLVED", "us-east: resolved after 60 s, clean for 30 s [i1]"]
     ]
 
 
