@@ -58,7 +58,9 @@ async def _run(settings: NodeSettings) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket whose connections hold little in the kernel. Raises OSError when the address is taken."""
-    listener = socket.socket()
+    # With the protocol named: asyncio turns Nagle's algorithm off only for sockets that say they are TCP, and with it on
+    # every second answer waits 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     listener.bind((host, port))

@@ -57,6 +57,24 @@ def test_a_message_accepted_by_one_node_reaches_watchers_on_the_others(shared, p
         assert event["message"]["beat"] == {"seq": 1}
 
 
+def test_a_message_crosses_nodes_in_milliseconds(shared, pair):
+    alice, bob, channel = pair
+    acked_ms, live_ms = [], []
+    for _ in range(50):
+        started = time.perf_counter()
+        message = shared.send(None, 1, channel, text="x", user_id=alice.user).json()["message"]["id"]
+        acked_ms.append((time.perf_counter() - started) * 1000)
+        bob.until(message=message)
+        live_ms.append((time.perf_counter() - started) * 1000)
+    acked_ms.sort()
+    live_ms.sort()
+    print(
+        f"acknowledged ms p50 {acked_ms[25]:.1f} max {acked_ms[-1]:.1f}; live p50 {live_ms[25]:.1f} max {live_ms[-1]:.1f}"
+    )
+    # A delayed TCP acknowledgement costs 40 ms; anything less leaves room for a busy machine.
+    assert live_ms[25] < 35
+
+
 def test_watching_starts_before_the_snapshot_is_taken(shared, connected, name):
     """What is sent while the watch is being set up is in the snapshot or comes live, never in neither."""
     user = name("alice")
