@@ -295,7 +295,7 @@ def _matrix_head(columns: list[tuple[str, str]], label_width: int) -> Text:
     for region, node in columns:
         gap = _group_gap(columns, region, node)
         head.append(f" {region}:" if gap else "")
-        head.append(short[node].rjust(_CELL_WIDTH - 1)[1 - _CELL_WIDTH :] + " ")
+        head.append(short[node].rjust(_CELL_WIDTH)[-_CELL_WIDTH:])
     return head
 
 
@@ -323,7 +323,7 @@ def _cell_text(cells: dict[Cell, float | None], cell: Cell) -> Text:
     reach = cells[cell]
     if reach is None:
         return Text("...".rjust(_CELL_WIDTH), style="dim")
-    return Text(f"{percent(reach)}{' ' if reach == 1 else '!'}".rjust(_CELL_WIDTH), style=_share_style(reach))
+    return Text(f"{'' if reach == 1 else '!'}{percent(reach)}".rjust(_CELL_WIDTH), style=_share_style(reach))
 
 
 def _node_text(state: ScreenState, node: str) -> str:
