@@ -65,7 +65,7 @@ async def run_agent(agent: Agent) -> dict[CanaryName, str]:
         }
         if agent.journal is not None and agent.traces and config.traces.endpoint is not None:
             await stack.enter_async_context(
-                trace_follower(agent.journal, config.traces.endpoint, config.traces.successes)
+                trace_follower(agent.journal, config.traces.endpoint, config.traces.successes, agent.say)
             )
         nursery = await stack.enter_async_context(trio.open_nursery())
         fleet = Fleet(

@@ -5,9 +5,9 @@
 """
 
 import os
+import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +30,7 @@ from canary.outputs.journal import JournalError, follow
 from canary.outputs.lines import run_lines
 from canary.outputs.screen import run_screen
 from canary.outputs.summary import Health, Summary, render_summary, summarise
+from canary.outputs.words import incident_text
 from canary.plan import Plan, make_plan
 from canary.rehearsal.play import Rehearsal, rehearse
 from canary.rehearsal.scenario import parse_scenario
@@ -113,7 +114,7 @@ async def _check(plan: Plan, quiet: bool) -> Summary:
 
         agent = Agent(plan, Random(), wall_offset_s(), say=console.print, views=[look], beats=CHECK_BEATS)
         troubles = await run_agent(agent)
-    return summarise(events, troubles, _explain(events))
+    return summarise(events, troubles, None)
 
 
 def _progress(plan: Plan, events: Sequence[Event]) -> str:
@@ -211,7 +212,9 @@ async def _stop_after(stop: trio.Event, after_s: float) -> None:
     "--net", type=int, help="Second octet of the cluster's loopback addresses, to run beside another."
 )
 @click.option(
-    "--keep", type=click.Path(path_type=Path), help="Keep journal and delivery logs in this new directory."
+    "--keep",
+    type=click.Path(path_type=Path),
+    help="Put journal and delivery logs into this new directory; default: .rehearsals/SCENARIO.",
 )
 @click.option(
     "--otlp", help="Where the cluster's nodes send their spans; default: the configuration's endpoint."
@@ -240,7 +243,8 @@ def rehearse_command(
         text, name = _scenario_text(scenario)
         played = parse_scenario(name, text, pace)
     options = _cluster_options(config, net, otlp)
-    with _work_directory(keep) as work, _event_file(score_path) as write_event:
+    work = _work_directory(keep, name)
+    with _event_file(score_path) as write_event:
 
         def views(plan: Plan, offset_s: float) -> list[View]:
             views = [_view(plan, offset_s, as_json=False)]
@@ -252,7 +256,7 @@ def rehearse_command(
         score = _run(partial(_rehearse, rehearsal))
     if score_path is not None:
         score_path.write_bytes(msgspec.json.format(msgspec.json.encode(score), indent=2) + b"\n")
-    Console().print(_score_table(score))
+    _print_score(score, work)
     sys.exit(0 if score.ok else 1)
 
 
@@ -288,21 +292,28 @@ def _cluster_options(config: Config, net: int | None, otlp: str | None) -> tuple
     )
 
 
-def _score_table(score: Score) -> Table:
-    table = Table(title=f"{score.scenario}: {'as it must be' if score.ok else 'NOT as it must be'}", box=None)
-    table.add_column("")
+def _print_score(score: Score, work: Path) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column(score.scenario)
     for region in score.regions:
         table.add_column(region, justify="right")
     for field in msgspec.structs.fields(RegionScore):
         values = [getattr(region, field.name) for region in score.regions.values()]
         table.add_row(field.name, *(_told(value) for value in values))
-    table.caption = (
-        f"{score.heartbeats} heartbeats on {score.routes_covered} of {score.routes} routes; {score.false_pages} false pages; "
-        f"{score.withheld} deliveries withheld by the cluster's own log, {score.missed} missed, {score.invented} invented"
-        + "".join(f"\n{failure}" for failure in score.failures)
+    console.print(table)
+    console.print(
+        f"{score.heartbeats} heartbeats on {score.routes_covered} of {score.routes} routes, {score.false_pages} false pages"
     )
-    table.caption_justify = "left"
-    return table
+    console.print(
+        f"by the cluster's own log {score.withheld} deliveries were withheld: "
+        f"{score.missed} of them missed, {score.invented} failures invented"
+    )
+    for failure in score.failures:
+        console.print(f"NOT AS EXPECTED  {failure}", style="red")
+    if score.ok:
+        console.print("The fleet said what it must.", style="green")
+    console.print(f"To look back: canary incidents --journal {work / 'journal.sqlite'}")
 
 
 def _told(value: object) -> str:
@@ -324,7 +335,7 @@ def incidents(open_only: bool, journal: Path, as_json: bool) -> None:
         return
     console = Console()
     for incident in found:
-        console.print(incident_text(incident))
+        console.print(incident_text(incident), highlight=False)
     if not found:
         console.print("No incident is open." if open_only else "No incident.")
 
@@ -432,20 +443,15 @@ def _print_json(value: Any) -> None:
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
-@contextmanager
-def _work_directory(keep: Path | None) -> Iterator[Path]:
-    """A rehearsal's files: thrown away, or kept where asked for."""
-    if keep is None:
-        with tempfile.TemporaryDirectory(prefix="canary-rehearsal-") as work:
-            yield Path(work)
-        return
-    try:
-        keep.mkdir(parents=True)
-    except OSError as error:
-        raise click.BadParameter(
-            f"{keep}: {error.strerror}; give a directory that is not there yet"
-        ) from None
-    yield keep
+def _work_directory(keep: Path | None, name: str) -> Path:
+    """A rehearsal's files: where asked for, or in a place that the next rehearsal of this name takes over."""
+    if keep is not None and keep.exists():
+        raise click.BadParameter(f"{keep} is there already; give a new directory", param_hint="--keep")
+    work = keep or Path(".rehearsals") / name
+    if keep is None and work.exists():
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    return work
 
 
 @contextmanager

@@ -9,13 +9,16 @@ The life of one heartbeat, in time after it was sent:
     Sent .. pause allowance      expected; an arrival waits for the answer, which says which node accepted it
     pause allowance              what has not arrived is OVERDUE, and the auditor is asked to look
     deadline                     what has not arrived is MISSED; settled if store and replay have answered yes
-    .. + audit window            the oracles are asked again until they say yes; at the end a no is a no
+    .. + audit window            the oracles are asked again until they say yes
+    from then on                 they are asked for the last time: a no is a no now, and no answer is no evidence
     all routes settled           Closed; remembered for a while for what comes late or twice
+
+A verdict is a function of the facts known, so a later fact may bring another; it names the one it replaces.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from canary.config import Heartbeats
@@ -53,11 +56,17 @@ from canary.events import (
 AUDIT_EVERY_S = 1.0
 """Between two questions about one heartbeat: a lagging store shows within a second, and a store in trouble is spared."""
 
+LAST_ANSWER_S = 5.0
+"""After the audit window: as long as a driver waits for an answer. What has not answered by then will not."""
+
 REMEMBERED_MAX = 4096
 """Closed heartbeats kept for late and double receipts: over ten minutes of six senders at 1 Hz, 10 MB at most."""
 
 UNKNOWN = "unknown"
 """Node or build of an end that never said."""
+
+WAITING = (Live.EXPECTED, Live.OVERDUE)
+"""The live states that another one must follow."""
 
 
 class Ledger:
@@ -73,7 +82,7 @@ class Ledger:
         self._files: dict[HeartbeatId, _File] = {}
         self._closed: deque[HeartbeatId] = deque()
         self._due: list[tuple[float, HeartbeatId]] = []
-        self._newest: dict[Route, int] = {}
+        self._newest_due_at: dict[Route, float] = {}
 
     def observe(self, fact: Fact) -> list[Finding]:
         """Take one fact and return what follows from it. Facts about unknown heartbeats are nobody's and ignored."""
@@ -91,6 +100,11 @@ class Ledger:
 
     def next_deadline(self) -> float | None:
         return self._due[0][0] if self._due else None
+
+    @property
+    def unsettled(self) -> int:
+        """Heartbeats that still wait for their last verdict."""
+        return len(self._files) - len(self._closed)
 
     def _observe(self, fact: Fact) -> Iterator[Finding]:
         match fact:
@@ -115,27 +129,36 @@ class Ledger:
         assert heartbeat.sender in self._routes, (
             f"{heartbeat.sender} sends and nobody listens: the plan forbids it"
         )
-        file = _File(heartbeat, sent_at=at, began_at=max(at, heartbeat.due_at))
-        self._files[heartbeat.id] = file
-        for route in self._routes[heartbeat.sender]:
-            passage = _Passage(route, self._labels(route), Live.EXPECTED)
-            file.passages[route.receiver] = passage
+        file = self._file(heartbeat, sent_at=at, began_at=max(at, heartbeat.due_at))
+        for passage in file.passages.values():
             yield file.outcome(passage, at)
-            if route.receiver not in self._sessions:
+            if passage.route.receiver not in self._sessions:
                 yield from self._excuse(file, passage, at, Verdict.DETACHED, "the receiver had no session")
         self._wake(file, file.began_at + self._timing.pause_allowance_s)
 
     def _reopen(self, heartbeat: Heartbeat, at: float) -> Iterator[Finding]:
         """An earlier run sent it and nobody listened since: the canary's own fault, yet the oracles are asked."""
-        file = _File(heartbeat, sent_at=heartbeat.due_at, began_at=at - self._timing.deadline_s)
+        file = self._file(heartbeat, sent_at=heartbeat.due_at, began_at=heartbeat.due_at)
         file.answer = "unknown: the agent restarted"
-        self._files[heartbeat.id] = file
+        for passage in file.passages.values():
+            passage.live, passage.excuse, passage.excuse_reason = (
+                Live.EXCUSED,
+                Verdict.VOID,
+                "the agent restarted",
+            )
+        if file.passages:
+            self._wake(file, at)
+        else:  # today's plan has no such sender: nobody is left to ask for, and the journal must not wait for ever
+            yield file.record(at)
+            self._close(file)
+
+    def _file(self, heartbeat: Heartbeat, sent_at: float, began_at: float) -> "_File":
+        deadline_at = began_at + self._timing.deadline_s
+        file = _File(heartbeat, sent_at, began_at, deadline_at, deadline_at + self._timing.audit_window_s)
         for route in self._routes.get(heartbeat.sender, ()):
-            passage = _Passage(route, self._labels(route), Live.EXCUSED)
-            passage.excuse, passage.reason = Verdict.VOID, "the agent restarted"
-            file.passages[route.receiver] = passage
-        self._wake(file, at)
-        yield from ()
+            file.passages[route.receiver] = _Passage(route, self._labels(route))
+        self._files[heartbeat.id] = file
+        return file
 
     def _labels(self, route: Route) -> Labels:
         sender, receiver = self._canaries[route.sender], self._canaries[route.receiver]
@@ -187,29 +210,36 @@ class Ledger:
         passage = file.passages.get(fact.receiver)
         if passage is None:
             return
+        flags = set() if fact.intact else {Flag.CORRUPTED}
         if passage.received_at is not None:
-            yield from self._flag(file, passage, Flag.DUPLICATED, fact.at)
+            yield from self._flag(file, passage, {Flag.DUPLICATED, *flags}, fact.at)
             return
+        if self._is_overtaken(passage.route, file.heartbeat):
+            flags.add(Flag.REORDERED)
         passage.received_at, passage.stamp = fact.at, fact.stamp
-        if not fact.intact:
-            passage.flags.add(Flag.CORRUPTED)
-        if file.heartbeat.seq < self._newest.setdefault(passage.route, file.heartbeat.seq):
-            passage.flags.add(Flag.REORDERED)
-        self._newest[passage.route] = max(self._newest[passage.route], file.heartbeat.seq)
+        passage.flags |= flags
+        if fact.receiver in self._sessions:  # perhaps another session than when it was sent
+            passage.labels = replace(passage.labels, receiver=self._end(self._canaries[fact.receiver]))
         if file.answered_at is not None:
             yield from self._arrive(file, passage, fact.at)
 
+    def _is_overtaken(self, route: Route, heartbeat: Heartbeat) -> bool:
+        """By due time: the sequence number starts anew with every run, and an earlier run's heartbeat may yet come."""
+        newest = self._newest_due_at.get(route, heartbeat.due_at)
+        self._newest_due_at[route] = max(newest, heartbeat.due_at)
+        return heartbeat.due_at < newest
+
     def _arrive(self, file: "_File", passage: "_Passage", at: float) -> Iterator[Finding]:
-        if passage.live in (Live.EXPECTED, Live.OVERDUE):
-            passage.live = Live.MISSED if self._is_late(file, passage) else Live.ARRIVED
+        if passage.live in WAITING:
+            passage.live = Live.MISSED if file.is_late(passage) else Live.ARRIVED
             yield file.outcome(passage, at)
 
-    def _flag(self, file: "_File", passage: "_Passage", flag: Flag, at: float) -> Iterator[Finding]:
+    def _flag(self, file: "_File", passage: "_Passage", flags: set[Flag], at: float) -> Iterator[Finding]:
         """A flag that comes after the verdict changes the record, not the verdict."""
-        known = flag in passage.flags
-        passage.flags.add(flag)
-        if passage.verdict is not None and not known:
-            yield self._verdict(file, passage, passage.verdict, passage.reason, at)
+        known = flags <= passage.flags
+        passage.flags |= flags
+        if passage.settled is not None and not known:
+            yield self._verdict(file, passage, passage.settled.verdict, passage.settled.reason, at)
             if file.closed:
                 yield file.record(at)
 
@@ -232,8 +262,8 @@ class Ledger:
         self, file: "_File", passage: "_Passage", at: float, verdict: Verdict, reason: str
     ) -> Iterator[Finding]:
         """From now on silence proves nothing on this route. What was missed before stays missed."""
-        if passage.live in (Live.EXPECTED, Live.OVERDUE) and passage.received_at is None:
-            passage.live, passage.excuse, passage.reason = Live.EXCUSED, verdict, reason
+        if passage.silent:
+            passage.live, passage.excuse, passage.excuse_reason = Live.EXCUSED, verdict, reason
             yield file.outcome(passage, at)
 
     def _open_files(self) -> list["_File"]:
@@ -242,27 +272,33 @@ class Ledger:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def _step(self, file: "_File", now: float) -> Iterator[Finding]:
-        """The file's next stage is due: overdue, missed, asked again, or over."""
-        deadline = file.began_at + self._timing.deadline_s
-        ends = deadline + self._timing.audit_window_s
-        if now < deadline:
+        """The file's next stage is due: overdue, missed, asked again, asked for the last time, or over."""
+        if now < file.deadline_at:
             yield from self._silence(file, Live.OVERDUE, now)
-        else:
-            yield from self._land(file, now)
-            yield from self._silence(file, Live.MISSED, now)
-        file.expired = now >= ends
+        elif not file.deadline_passed:
+            file.deadline_passed = True
+            yield from self._pass_deadline(file, now)
+        file.expired = file.expires_at is not None and now >= file.expires_at
+        if file.expires_at is None and now >= file.patient_until:
+            file.expires_at = now + LAST_ANSWER_S
         yield from self._settle(file, now)
         if file.closed:
             return
-        if oracles := file.unanswered_oracles():
-            yield AuditDue(file.heartbeat, file.missing(), oracles, now)
-        following = now + AUDIT_EVERY_S
-        self._wake(file, min(following, deadline) if now < deadline else min(following, max(ends, now)))
+        missing, oracles = file.missing(), file.open_oracles()
+        if missing and oracles:
+            yield AuditDue(file.heartbeat, missing, oracles, now)
+        self._wake(file, min(now + AUDIT_EVERY_S, file.next_stage_at()))
+
+    def _pass_deadline(self, file: "_File", now: float) -> Iterator[Finding]:
+        yield from self._land(file, now)
+        if file.node is not None:
+            yield from self._silence(file, Live.MISSED, now)
+        else:  # not known to be accepted: no evidence against the fan-out
+            yield from self._excuse_rest(file, now, Verdict.UNACKED, "no answer by the deadline")
 
     def _silence(self, file: "_File", live: Live, now: float) -> Iterator[Finding]:
         for passage in file.passages.values():
-            silent = passage.received_at is None and passage.live in (Live.EXPECTED, Live.OVERDUE)
-            if silent and passage.live is not live:
+            if passage.silent and passage.live is not live:
                 passage.live = live
                 yield file.outcome(passage, now)
 
@@ -274,67 +310,18 @@ class Ledger:
     def _settle(self, file: "_File", at: float) -> Iterator[Finding]:
         changed = False
         for passage in file.passages.values():
-            judged = self._judge(file, passage, at)
-            if judged is not None and judged[0] is not passage.verdict:
+            judged = _judge(file, passage)
+            if judged is not None and (passage.settled is None or judged[0] is not passage.settled.verdict):
                 changed = True
                 yield self._verdict(file, passage, *judged, at)
-        if changed and all(passage.verdict for passage in file.passages.values()):
+        if changed and all(passage.settled for passage in file.passages.values()):
             yield file.record(at)
             self._close(file)
-
-    def _judge(self, file: "_File", passage: "_Passage", now: float) -> tuple[Verdict, str] | None:
-        """The table of verdicts: the first row that fits. None: not yet known."""
-        stored, replayed = file.said(Oracle.STORED), file.said(Oracle.REPLAYED)
-        if passage.received_at is not None:
-            return self._judge_arrival(file, passage)
-        if passage.verdict is not None:
-            return None
-        if file.refused:
-            return Verdict.REJECTED, file.answer
-        if now < file.began_at + self._timing.deadline_s:
-            return None
-        if not (stored and replayed) and not file.expired:
-            return None
-        return self._judge_silence(file, passage, stored, replayed)
-
-    def _judge_arrival(self, file: "_File", passage: "_Passage") -> tuple[Verdict, str] | None:
-        if file.answered_at is None and not file.expired:
-            return None
-        if self._is_late(file, passage):
-            return Verdict.LATE, "arrived after the deadline"
-        if file.node is None:
-            return Verdict.DELIVERED, f"arrived although the send said: {file.answer}"
-        return Verdict.DELIVERED, "arrived in time"
-
-    def _judge_silence(
-        self, file: "_File", passage: "_Passage", stored: bool | None, replayed: bool | None
-    ) -> tuple[Verdict, str]:
-        accepted = file.node is not None
-        if passage.excuse is Verdict.UNACKED and stored is False:
-            return Verdict.REJECTED, f"{passage.reason}; nothing was stored"
-        if passage.excuse is Verdict.UNACKED and stored is None:
-            return Verdict.UNACKED, passage.reason
-        if accepted and stored is False:
-            return Verdict.LOST, "acknowledged, and not in the store"
-        if passage.excuse in (Verdict.DETACHED, Verdict.VOID):
-            return passage.excuse, passage.reason
-        if stored is None:
-            return Verdict.UNDELIVERED, "no receipt; the store could not be asked"
-        if replayed is False:
-            return Verdict.UNREPLAYED, "no receipt; stored, not in the replay"
-        if replayed is None:
-            return Verdict.UNDELIVERED, "no receipt; stored; the replay could not be asked"
-        return Verdict.UNDELIVERED, "no receipt; stored and replayed"
-
-    def _is_late(self, file: "_File", passage: "_Passage") -> bool:
-        assert passage.received_at is not None
-        return passage.received_at > file.began_at + self._timing.deadline_s
 
     def _verdict(
         self, file: "_File", passage: "_Passage", verdict: Verdict, reason: str, at: float
     ) -> Settled:
-        before = passage.verdict if passage.verdict is not verdict else None
-        passage.verdict, passage.reason = verdict, reason
+        before = passage.settled.verdict if passage.settled else None
         passage.settled = Settled(
             heartbeat=file.heartbeat.id,
             route=passage.route,
@@ -355,6 +342,7 @@ class Ledger:
     def _close(self, file: "_File") -> None:
         if file.closed:
             return
+        assert not any(passage.live in WAITING for passage in file.passages.values())
         file.closed = True
         self._closed.append(file.heartbeat.id)
         while len(self._closed) > REMEMBERED_MAX:
@@ -367,14 +355,17 @@ class _Passage:
 
     route: Route
     labels: Labels
-    live: Live
+    live: Live = Live.EXPECTED
     received_at: float | None = None
     stamp: Stamp | None = None
     excuse: Verdict | None = None
-    reason: str = ""
+    excuse_reason: str = ""
     flags: set[Flag] = field(default_factory=set)
-    verdict: Verdict | None = None
     settled: Settled | None = None
+
+    @property
+    def silent(self) -> bool:
+        return self.live in WAITING and self.received_at is None
 
 
 @dataclass(slots=True)
@@ -385,6 +376,9 @@ class _File:
     sent_at: float
     began_at: float
     """Silence counts from here: the intended time, or the moment of sending if that was later."""
+    deadline_at: float
+    patient_until: float
+    """End of the audit window: an oracle's no counts if it was asked then or later."""
     passages: dict[CanaryName, _Passage] = field(default_factory=dict)
     looks: list[Looked] = field(default_factory=list)
     answered_at: float | None = None
@@ -392,17 +386,40 @@ class _File:
     node: str | None = None
     build: str | None = None
     refused: bool = False
+    deadline_passed: bool = False
+    expires_at: float | None = None
+    """Set with the last question, which a stall may have delayed."""
     expired: bool = False
-    """The audit window is over: what is not known now never will be."""
+    """What is not known now never will be."""
     closed: bool = False
 
     def said(self, oracle: Oracle) -> bool | None:
-        """Yes once it was found; no while every answer was no; None without an answer."""
-        answers = [look.found for look in self.looks if look.oracle is oracle]
-        return any(answers) if answers else None
+        """Yes once it was found; no when it was asked late enough and had nothing; None: not known."""
+        looks = [look for look in self.looks if look.oracle is oracle]
+        if any(look.found for look in looks):
+            return True
+        return False if any(look.began_at >= self.patient_until for look in looks) else None
 
-    def unanswered_oracles(self) -> tuple[Oracle, ...]:
-        return tuple(oracle for oracle in Oracle if not self.said(oracle))
+    @property
+    def accepted(self) -> bool:
+        """The shard said so, or the heartbeat was seen somewhere: a lost answer is no lost message."""
+        return (
+            self.node is not None
+            or any(look.found for look in self.looks)
+            or any(passage.received_at is not None for passage in self.passages.values())
+        )
+
+    def is_late(self, passage: _Passage) -> bool:
+        assert passage.received_at is not None
+        return passage.received_at > self.deadline_at
+
+    def open_oracles(self) -> tuple[Oracle, ...]:
+        return tuple(oracle for oracle in Oracle if self.said(oracle) is None)
+
+    def next_stage_at(self) -> float:
+        if not self.deadline_passed:
+            return self.deadline_at
+        return self.patient_until if self.expires_at is None else self.expires_at
 
     def missing(self) -> tuple[CanaryName, ...]:
         return tuple(name for name, passage in self.passages.items() if passage.received_at is None)
@@ -413,8 +430,7 @@ class _File:
     def relabelled(self, labels: Labels) -> Labels:
         if self.node is None:
             return labels
-        end = End(labels.sender.region, self.node, self.build or UNKNOWN)
-        return Labels(labels.shard, end, labels.receiver)
+        return replace(labels, sender=End(labels.sender.region, self.node, self.build or UNKNOWN))
 
     def outcome(self, passage: _Passage, at: float) -> Outcome:
         latency_s = self.latency_s(passage) if passage.live is Live.ARRIVED else None
@@ -441,3 +457,51 @@ class _File:
             settled=settled,
             at=at,
         )
+
+
+# --- the table of verdicts: the first row that fits; None: not yet known ---------------------------------------------
+
+
+def _judge(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
+    if passage.received_at is not None:
+        return _judge_arrival(file, passage)
+    if file.refused:
+        return Verdict.REJECTED, file.answer
+    if not file.deadline_passed or (file.open_oracles() and not file.expired):
+        return None
+    return _judge_silence(file, passage)
+
+
+def _judge_arrival(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
+    if file.answered_at is None and not file.expired:
+        return None
+    if file.is_late(passage):
+        return Verdict.LATE, "arrived after the deadline"
+    if file.node is None:
+        return Verdict.DELIVERED, f"arrived although the send said: {file.answer}"
+    return Verdict.DELIVERED, "arrived in time"
+
+
+def _judge_silence(file: _File, passage: _Passage) -> tuple[Verdict, str]:
+    stored, replayed = file.said(Oracle.STORED), file.said(Oracle.REPLAYED)
+    if stored is False and file.accepted:
+        return Verdict.LOST, "accepted, and not in the store" + ("; the replay has it" if replayed else "")
+    if passage.excuse is Verdict.VOID:
+        return Verdict.VOID, passage.excuse_reason
+    if stored is False:
+        return Verdict.REJECTED, f"{file.answer}; nothing was stored"
+    if passage.excuse is Verdict.DETACHED:
+        return Verdict.DETACHED, passage.excuse_reason
+    if not file.accepted:
+        return Verdict.UNACKED, f"{file.answer}; the store could not be asked"
+    return _judge_unheard(stored, replayed)
+
+
+def _judge_unheard(stored: bool | None, replayed: bool | None) -> tuple[Verdict, str]:
+    if stored is None:
+        return Verdict.UNDELIVERED, "no receipt; the store could not be asked"
+    if replayed is False:
+        return Verdict.UNREPLAYED, "no receipt; stored, not in the replay"
+    if replayed is None:
+        return Verdict.UNDELIVERED, "no receipt; stored; the replay could not be asked"
+    return Verdict.UNDELIVERED, "no receipt; stored and replayed"

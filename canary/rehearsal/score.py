@@ -231,17 +231,25 @@ def _scope_at(record: _Record, shard: str, stage: Stage | None) -> list[str]:
 
 
 def _reach(record: _Record, shard: str, stage: Stage | None) -> float | None:
-    """Receivers that got a heartbeat in time / receivers that should have, for heartbeats of the stage."""
+    """Receivers that got a heartbeat in time / receivers that should have, for heartbeats of the stage.
+
+    Only heartbeats that every receiver was there for: what arrives settles at once, what does not takes a deadline, so
+    a heartbeat cut short by the next deploy would count for its arrivals alone.
+    """
     if stage is None:
         return None
     verdicts = [
         settled.verdict
         for closed in record.closed.values()
         if closed.heartbeat.shard == shard and stage.began <= closed.heartbeat.due_wall < stage.ended
+        if all(_is_judged(settled) for settled in closed.settled)
         for settled in closed.settled
     ]
-    judged = [verdict for verdict in verdicts if verdict is Verdict.DELIVERED or verdict in FAILED]
-    return round(sum(v is Verdict.DELIVERED for v in judged) / len(judged), 4) if judged else None
+    return round(sum(v is Verdict.DELIVERED for v in verdicts) / len(verdicts), 4) if verdicts else None
+
+
+def _is_judged(settled: Settled) -> bool:
+    return settled.verdict is Verdict.DELIVERED or settled.verdict in FAILED
 
 
 def _disagreements(record: _Record, truth: Truth) -> tuple[int, int]:

@@ -5,7 +5,7 @@ every websocket that watched the channel when the store acknowledged the message
 
     handed        an event with the message was written to that socket
     withheld      it never was, although the socket stayed for the whole time in which it should have come
-    interrupted   it never was, and the socket ended before that time was over: nobody can say whose fault it is
+    interrupted   it never was, and the socket began or ended about then: nobody can say whose fault it is
 """
 
 import json
@@ -17,7 +17,8 @@ from pathlib import Path
 from canary.events import CanaryName, HeartbeatId
 
 EDGE_S = 1.0
-"""A socket that ended this close to the deadline: cluster and canary may each see it on another side of the line."""
+"""A socket that began this shortly before, or ended this shortly after the deadline: cluster and canary, an ocean
+apart, may each see it on another side of the line."""
 
 
 class Deed(Enum):
@@ -121,7 +122,7 @@ def _owed(
             continue  # another region's cluster: the same channel name is another channel there
         if (accept["message"], connection) in handed:
             deed = Deed.HANDED
-        elif watching.until > at + deadline_s + EDGE_S:
+        elif watching.since < at - EDGE_S and watching.until > at + deadline_s + EDGE_S:
             deed = Deed.WITHHELD
         else:
             deed = Deed.INTERRUPTED
