@@ -69,6 +69,17 @@ def resolved(shard: str, at: float) -> IncidentChanged:
     return IncidentChanged(incident, Change.RESOLVED, "it is over", at)
 
 
+def scores(*surprises: float) -> list[float]:
+    """The specification: one stream, five losses, from the healthy steady state."""
+    losses = (0.01, 0.05, 0.2, 0.6, 0.98)
+    scores = [(1 - q) / q for q in losses]
+    for surprise in surprises:
+        scores = [
+            min((1 + score) * (1 - q + q * surprise), 1e15) for score, q in zip(scores, losses, strict=True)
+        ]
+    return scores
+
+
 @dataclass
 class Rig:
     """Feeds one detector, either round by round with every outcome known at once, or in time."""
@@ -210,7 +221,7 @@ def test_weighing_silence_before_the_deadline_keeps_the_budget(by_message: bool)
     )
     clockwork.run(200)
     rig.detector.observe(resolved("shard-0", 200))
-    while clockwork.agenda[0][0] < rounds:
+    while clockwork.agenda[0][0] < rounds and suspects * budget_rounds <= rounds:
         for alarm in clockwork.run(rounds, stop=Tier.SUSPECT):
             suspects += alarm.tier is Tier.SUSPECT
             rig.detector.observe(resolved(alarm.shard, alarm.at))
@@ -334,8 +345,8 @@ def test_an_hour_of_excuses_is_no_evidence() -> None:
 def test_the_weights_of_the_whole_agent_add_up_to_one(routes: dict[str, list[Route]]) -> None:
     """Every stream starts with the same score, so their sum shows the weights."""
     detector = Rig(routes).detector
-    healthy = mean((1 - q) / q for q in (0.01, 0.05, 0.2, 0.6, 0.98))
-    assert sum(detector.evidence(shard).suspect_rounds for shard in routes) == pytest.approx(healthy)
+    evidence = sum(detector.evidence(shard).suspect_rounds for shard in routes)
+    assert evidence == pytest.approx(mean(scores()))
 
 
 def test_one_message_lost_to_every_receiver_is_no_alarm() -> None:
@@ -350,9 +361,34 @@ def test_a_member_that_is_excused_leaves_its_group_to_the_others() -> None:
     missing, excused = pair.shard_of
     pair.play_round({missing}, excused={excused})
     single.play_round(set(single.shard_of))
-    untouched = mean((1 - q) / q for q in (0.01, 0.05, 0.2, 0.6, 0.98))
-    alone = single.detector.evidence("shard-0").suspect_rounds
-    assert pair.detector.evidence("shard-0").suspect_rounds == pytest.approx(0.75 * alone + 0.25 * untouched)
+    expected = 0.75 * mean(scores(1000)) + 0.25 * mean(scores())
+    assert single.detector.evidence("shard-0").suspect_rounds == pytest.approx(mean(scores(1000)))
+    assert pair.detector.evidence("shard-0").suspect_rounds == pytest.approx(expected)
+
+
+def test_a_group_proves_nothing_before_all_its_members_are_due() -> None:
+    rig = Rig(grid(1, 2, 1))
+    first, second = rig.shard_of
+    rig.tell(Live.EXPECTED, first, 0.0, 0.0)
+    rig.detector.advance(0.9)
+    early = rig.detector.evidence("shard-0").suspect_rounds
+    rig.tell(Live.EXPECTED, second, 0.9, 0.9)
+    rig.detector.advance(0.9)
+    # The second route's round has begun and is worth 1; the group's, worth 1 from its beginning, has not changed.
+    assert rig.detector.evidence("shard-0").suspect_rounds == pytest.approx(early + 0.25)
+
+
+def test_a_heartbeat_that_comes_after_its_slot_is_a_round_of_its_own() -> None:
+    rig = Rig(grid(1, 2, 1))
+    first, second = rig.shard_of
+    for route, due_at in ((first, 0.1), (first, 1.1), (second, 0.5), (second, 1.5)):
+        rig.tell(Live.EXPECTED, route, due_at, 1.5)
+    for route, due_at in ((first, 0.1), (first, 1.1), (second, 1.5)):
+        rig.tell(Live.ARRIVED, route, due_at, 1.6)
+    rig.tell(Live.MISSED, second, 0.5, 10.5)
+    rig.detector.advance(10.5)
+    expected = 0.25 * mean(scores(0, 0)) + 0.25 * mean(scores(1000, 0)) + 0.5 * mean(scores(0, 0, 1000))
+    assert rig.detector.evidence("shard-0").suspect_rounds == pytest.approx(expected)
 
 
 @given(
@@ -362,13 +398,7 @@ def test_a_member_that_is_excused_leaves_its_group_to_the_others() -> None:
 def test_evidence_on_one_route_is_the_formula_whatever_the_order_of_settling(
     settled: list[Live], random: Random
 ) -> None:
-    p0, losses = 0.001, (0.01, 0.05, 0.2, 0.6, 0.98)
-    scores = [(1 - q) / q for q in losses]
-    for live in settled:
-        if live is not Live.EXCUSED:
-            hits = [(p0 + (1 - p0) * q, p0) for q in losses]
-            ratios = [p1 / p if live is Live.MISSED else (1 - p1) / (1 - p) for p1, p in hits]
-            scores = [min((1 + score) * ratio, 1e15) for score, ratio in zip(scores, ratios, strict=True)]
+    surprises = [1000.0 * (live is Live.MISSED) for live in settled if live is not Live.EXCUSED]
     rig = Rig(grid(1, 1, 1))
     (route,) = rig.shard_of
     for due_at in range(len(settled)):
@@ -377,7 +407,7 @@ def test_evidence_on_one_route_is_the_formula_whatever_the_order_of_settling(
         rig.tell(Live.OVERDUE, route, due_at, 100)
         rig.tell(settled[due_at], route, due_at, 100)
     rig.detector.advance(100)
-    assert rig.detector.evidence("shard-0").page_rounds == pytest.approx(mean(scores))
+    assert rig.detector.evidence("shard-0").page_rounds == pytest.approx(mean(scores(*surprises)))
 
 
 def test_a_pause_of_the_whole_shard_within_the_allowance_is_suspected_but_never_paged() -> None:
@@ -439,6 +469,16 @@ def test_the_onset_in_time_is_the_first_withheld_heartbeat() -> None:
         clockwork.lost = lost
         for alarm in clockwork.run(60, stop=Tier.PAGE):
             assert alarm.onset_at == lost_at[0]
+
+
+def test_of_two_equally_loud_routes_the_earlier_dates_the_onset() -> None:
+    rig = Rig(grid(1, 2, 1))
+    late, early = rig.shard_of
+    for number in range(3):
+        for route, due_at in ((early, number + 0.1), (late, number + 0.5)):
+            rig.tell(Live.EXPECTED, route, due_at, due_at)
+            rig.tell(Live.MISSED, route, due_at, due_at)
+    assert {alarm.onset_at for alarm in rig.detector.advance(3)} == {0.1}
 
 
 def test_the_estimated_loss_of_a_partial_fault_is_near_the_truth() -> None:
