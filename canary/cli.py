@@ -24,7 +24,7 @@ from rich.table import Table
 
 from canary.agent import Agent, View, run_agent, wall_offset_s
 from canary.config import Config, ConfigError, Problem, parse, seconds
-from canary.drivers import AttachError, Unauthorized, WrongProtocol
+from canary.drivers import DriverError, Unauthorized, WrongProtocol
 from canary.events import Attached, Closed, Event, IncidentChanged, Settled, Verdict
 from canary.outputs.journal import JournalError, follow
 from canary.outputs.lines import run_lines
@@ -38,7 +38,6 @@ from canary.rehearsal.score import RegionScore, Score
 from canary.rehearsal.stage import StageError
 
 T = TypeVar("T")
-E = TypeVar("E", bound=BaseException)
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 
@@ -469,33 +468,52 @@ def _run(main: Callable[[], Awaitable[T]]) -> T:
         return trio.run(main)
 
 
+KNOWN = (ConfigError, JournalError, DriverError, StageError, KeyboardInterrupt)
+
+
 @contextmanager
 def _errors_told(config_path: str = "") -> Iterator[None]:
     """Known errors become lines on stderr and an exit code; anything else is a bug and shows as one."""
     try:
         yield
-    except* ConfigError as group:
-        problems = [problem for error in _leaves(group) for problem in error.problems]
-        _fail(2, [f"{config_path}: {problem}" if config_path else str(problem) for problem in problems])
-    except* (JournalError, Unauthorized, WrongProtocol) as group:
-        _fail(2, [str(error) for error in _leaves(group)])
-    except* (AttachError, StageError) as group:
-        _fail(3, [str(error) for error in _leaves(group)])
-    except* KeyboardInterrupt:
-        sys.exit(130)
+    except KNOWN as error:
+        _fail([error], config_path)
+    except BaseExceptionGroup as group:
+        _, unknown = group.split(KNOWN)
+        if unknown is not None:
+            raise
+        _fail(_leaves(group), config_path)
 
 
-def _leaves(group: BaseExceptionGroup[E]) -> list[E]:
-    leaves: list[E] = []
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
     for error in group.exceptions:
         leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return leaves
 
 
-def _fail(code: int, texts: Sequence[str]) -> NoReturn:
-    for text in dict.fromkeys(texts):
+def _fail(errors: Sequence[BaseException], config_path: str) -> NoReturn:
+    """Each error once; the exit code is the gravest: interrupted, then yours to mend, then inconclusive."""
+    for text in dict.fromkeys(text for error in errors for text in _texts(error, config_path)):
         _say(f"canary: {text}")
-    sys.exit(code)
+    sys.exit(_code(errors))
+
+
+def _texts(error: BaseException, config_path: str) -> list[str]:
+    match error:
+        case KeyboardInterrupt():
+            return []
+        case ConfigError() if config_path:
+            return [f"{config_path}: {problem}" for problem in error.problems]
+        case _:
+            return str(error).splitlines()
+
+
+def _code(errors: Sequence[BaseException]) -> int:
+    if any(isinstance(error, KeyboardInterrupt) for error in errors):
+        return 130
+    mine = (ConfigError, JournalError, Unauthorized, WrongProtocol)
+    return 2 if any(isinstance(error, mine) for error in errors) else 3
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ class Client:
 
     def _why_not(self, heartbeat: Heartbeat, timetable: Timetable) -> str | None:
         if self._session is None:
-            return f"no session: {self.trouble or 'not yet attached'}"
+            return "no session"  # why, the last Detached said
         if trio.current_time() - heartbeat.due_at > timetable.period_s / 2:
             return "the agent was late"
         return None
