@@ -484,7 +484,8 @@ async def _store_message(node: Node, event: Document) -> None:
     if message_id in node.view.messages:
         raise already
     try:
-        await node.append(event, identity=message_id)
+        with node.spans.store(message_id):
+            await node.append(event, identity=message_id)
     except Duplicate:
         raise already from None
 

@@ -5,10 +5,10 @@ the identity it is de-duplicated by.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import msgspec
 import nats
 import nats.errors
 from nats.aio.client import Client
@@ -91,7 +91,7 @@ class Store:
 
     async def _follow(self, apply: Callable[[int, dict[str, Any]], None]) -> None:
         async def on_stored(message: Msg) -> None:
-            apply(message.metadata.sequence.stream, json.loads(message.data))
+            apply(message.metadata.sequence.stream, msgspec.json.decode(message.data))
 
         await self._stream.subscribe("chat.>", stream=STREAM, ordered_consumer=True, cb=on_stored)
 
@@ -102,7 +102,7 @@ class Store:
         """
         subject = MESSAGES_SUBJECT if event["type"] == "message.new" else CHANGES_SUBJECT
         headers = {"Nats-Msg-Id": identity} if identity is not None else None
-        ack = await self._stream.publish(subject, json.dumps(event).encode(), headers=headers)
+        ack = await self._stream.publish(subject, msgspec.json.encode(event), headers=headers)
         if ack.duplicate:
             raise Duplicate(identity)
         return ack.seq
@@ -114,13 +114,13 @@ class Store:
     # Between nodes, not stored ---------------------------------------------------------------------------------
 
     async def publish_live(self, document: dict[str, Any], headers: Mapping[str, str]) -> None:
-        await self._client.publish(LIVE_SUBJECT, json.dumps(document).encode(), headers=dict(headers) or None)
+        await self._client.publish(LIVE_SUBJECT, msgspec.json.encode(document), headers=dict(headers) or None)
 
     async def on_live(self, deliver: Callable[[dict[str, Any], Mapping[str, str]], None]) -> None:
         """From now on every live event of the shard, this node's own included, is handed to `deliver`."""
 
         async def on_event(message: Msg) -> None:
-            deliver(json.loads(message.data), message.headers or {})
+            deliver(msgspec.json.decode(message.data), message.headers or {})
 
         await self._client.subscribe(LIVE_SUBJECT, cb=on_event)
 
@@ -128,11 +128,11 @@ class Store:
         """One node's answer to a question; None when no such node is there."""
         try:
             answer = await self._client.request(
-                f"node.{node}", json.dumps(question).encode(), timeout=ANSWER_TIMEOUT_S
+                f"node.{node}", msgspec.json.encode(question), timeout=ANSWER_TIMEOUT_S
             )
         except nats.errors.NoRespondersError:
             return None
-        document: dict[str, Any] = json.loads(answer.data)
+        document: dict[str, Any] = msgspec.json.decode(answer.data)
         return document
 
     async def on_question(
@@ -141,6 +141,6 @@ class Store:
         """Answers the other nodes' questions to this one."""
 
         async def on_ask(message: Msg) -> None:
-            await message.respond(json.dumps(await answer(json.loads(message.data))).encode())
+            await message.respond(msgspec.json.encode(await answer(msgspec.json.decode(message.data))))
 
         await self._client.subscribe(f"node.{node}", cb=on_ask)

@@ -204,6 +204,7 @@ class Client:
             f"{base}/connect?{urllib.parse.urlencode(query)}",
             legacy=True,
             open_timeout=ANSWER_WITHIN_S,
+            close_timeout=0.5,
             **options,
         )
         self.hello = self.next()
@@ -299,3 +300,27 @@ def can_connect() -> Callable[[str, int], bool]:
             return probe.connect_ex((host, port)) == 0
 
     return go
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return cli
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    return wait_until
+
+
+@pytest.fixture
+def cluster_of() -> Iterator[Callable[[Up, str], Cluster]]:
+    """Makes the tests' view of a cluster they started themselves."""
+    made: list[Cluster] = []
+
+    def go(up: Up, region: str) -> Cluster:
+        made.append(Cluster(up, region))
+        return made[-1]
+
+    yield go
+    for cluster in made:
+        cluster.http.close()
