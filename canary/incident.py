@@ -1,0 +1,659 @@
+"""Alarms -> incidents: what kind of failure, where, since when; opened, updated, resolved, each with its reason.
+
+Knows: outcomes with their labels, what the oracles answered, which shards page. Does not know: how an alarm comes about,
+any clock (wall time is `at` plus an offset given once), where incidents go.
+
+An agent has one open incident at a time. It holds every shard that pages while it is open, and says by its rules what
+is where: a rollout that breaks two shards, or a storm with two causes, is one thing to wake up for, and two faults that
+touch cannot be told apart in their first seconds anyway.
+
+Where a failure is, `explain` reads off cells: heartbeats and misses counted by label. It looks for conjunctions of
+labels inside which the loss is high and outside which it is not, by likelihood, with a price per condition so that
+chance finds nothing. Relations such as same_node are labels too: without them a broken link between nodes reads as a
+list of pairs. Different conjunctions may cover the same cells; then no data could tell them apart, and all are named.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from heapq import nlargest
+from itertools import combinations, islice
+from math import inf, log
+from operator import and_
+from typing import TypeVar
+
+from canary.config import Detection, Heartbeats
+from canary.events import (
+    FAILED,
+    Alarm,
+    Change,
+    Conjunction,
+    HeartbeatId,
+    Incident,
+    IncidentChanged,
+    IncidentId,
+    Labels,
+    Literal,
+    Live,
+    Looked,
+    Oracle,
+    Outcome,
+    Rate,
+    Route,
+    Rule,
+    Scope,
+    Settled,
+    Tier,
+    Verdict,
+)
+
+EVALUATE_S = 1.0
+"""An open incident is thought over this often at most; people read no faster, and it costs some milliseconds."""
+
+RECENT_MAX = 20_000
+"""Outcomes kept to look back from an alarm to its onset: nine minutes of 36 routes at 1 Hz. Only a loss below 2 % begins
+earlier than that, and its last nine minutes place it as well as all of it."""
+
+CELLS_MAX = 1000
+"""Nodes and builds are named by the shard; one that invents a name per answer must not fill the memory."""
+
+MISSING_MAX = 10_000
+"""Missing heartbeats, answers and verdicts kept for kind and examples: an hour of three silent senders at 1 Hz."""
+
+EXAMPLES_MAX = 5
+
+EARLIER_MAX = 8
+"""Scopes believed before. A rollout over three nodes makes two; the rest is for an unlucky day."""
+
+ODDS_TO_RESOLVE = 1000.0
+"""The clean messages must be so many times likelier after the failure than during it."""
+
+REFIRE_S = 1800.0
+HOLD_DOUBLINGS_MAX = 5
+"""A failure that comes back within half an hour of its resolution has to stay away twice as long, up to 32 times: one
+page for a flapping shard, not one per flap."""
+
+MISSING = {
+    Live.EXPECTED: None,
+    Live.OVERDUE: True,
+    Live.ARRIVED: False,
+    Live.MISSED: True,
+    Live.EXCUSED: None,
+}
+"""What an outcome counts as; None counts for nothing. OVERDUE is provisional: corrected when the heartbeat arrives."""
+
+Cells = Mapping[Labels, Rate]
+
+
+class Incidents:
+    """Feed it every Outcome, Looked, Settled and Alarm; call `advance` when `next_deadline` has come.
+
+    `carried` is the incident that was open when this agent last stopped, if any: it goes on under its id.
+    `new_id` gets the wall time of the opening.
+    """
+
+    def __init__(
+        self,
+        heartbeats: Heartbeats,
+        detection: Detection,
+        wall_offset_s: float,
+        new_id: Callable[[float], IncidentId],
+        carried: Sequence[Incident] = (),
+    ) -> None:
+        assert len(carried) <= 1, "an agent has one open incident at a time"
+        self._look_back_s = heartbeats.period_s / 1000
+        self._detection = detection
+        self._wall_offset_s = wall_offset_s
+        self._new_id = new_id
+        self._recent: deque[_Passage] = deque(maxlen=RECENT_MAX)
+        self._open: dict[tuple[HeartbeatId, Route], _Passage] = {}
+        self._audit = _Audit()
+        self._doublings = 0
+        self._resolved_at = -inf
+        self._evaluated_at = -inf
+        self._case = next((_Case(incident, detection, -inf) for incident in carried), None)
+
+    def observe(self, event: Outcome | Looked | Settled | Alarm) -> list[IncidentChanged]:
+        match event:
+            case Outcome():
+                self._observe_outcome(event)
+            case Looked(found=True):
+                # "Not found" may be a store that lags; when it is final, the verdict says so.
+                self._audit.answer(event.heartbeat, event.oracle, True)
+            case Settled():
+                self._audit.settle(event)
+            case Alarm(tier=Tier.PAGE):
+                return [self._join(self._case, event) if self._case else self._begin(event)]
+            case _:
+                pass
+        return []
+
+    def advance(self, now: float) -> list[IncidentChanged]:
+        """Think the open incident over, if it is time to."""
+        if self._case is None or now < self._evaluated_at + EVALUATE_S:
+            return []
+        self._evaluated_at = now
+        case = self._case
+        reasons = case.evaluate(self._audit)
+        if recovered := case.recovery(now, self._hold_s):
+            self._case, self._resolved_at = None, now
+            resolved = replace(case.incident, resolved_wall=now + self._wall_offset_s)
+            return [IncidentChanged(resolved, Change.RESOLVED, recovered, now)]
+        return [IncidentChanged(case.incident, Change.UPDATED, "; ".join(reasons), now)] if reasons else []
+
+    def next_deadline(self) -> float | None:
+        return self._evaluated_at + EVALUATE_S if self._case else None
+
+    @property
+    def _hold_s(self) -> float:
+        return self._detection.resolve_hold_s * 2.0**self._doublings
+
+    def _observe_outcome(self, event: Outcome) -> None:
+        key = event.heartbeat, event.route
+        if event.live is Live.EXPECTED:
+            self._open[key] = _Passage(event.heartbeat, event.route, event.due_at, event.labels)
+            self._recent.append(self._open[key])
+        passage = self._open[key]
+        if event.live not in (Live.EXPECTED, Live.OVERDUE):
+            del self._open[key]
+        if self._case:
+            self._case.count(passage, -1)
+        passage.labels, passage.missing = event.labels, MISSING[event.live]
+        if self._case:
+            self._case.count(passage, +1)
+            self._case.weigh(passage, event)
+
+    def _begin(self, alarm: Alarm) -> IncidentChanged:
+        refired = alarm.at <= self._resolved_at + REFIRE_S
+        self._doublings = min(self._doublings + 1, HOLD_DOUBLINGS_MAX) if refired else 0
+        wall = alarm.at + self._wall_offset_s
+        nothing = Rate(0, 0)
+        incident = Incident(
+            id=self._new_id(wall),
+            kind=Verdict.UNDELIVERED,
+            shards=(),
+            scope=Scope((), nothing),
+            earlier=(),
+            onset_wall=inf,
+            opened_wall=wall,
+            resolved_wall=None,
+            stored=nothing,
+            replayed=nothing,
+            routes=(),
+            examples=(),
+        )
+        self._case = _Case(incident, self._detection, alarm.onset_at - self._look_back_s)
+        self._case.join(alarm, self._look_back_s, self._wall_offset_s)
+        for passage in self._recent:
+            self._case.count(passage, +1)
+        return self._page(self._case, alarm, Change.OPENED)
+
+    def _join(self, case: "_Case", alarm: Alarm) -> IncidentChanged:
+        shard = [passage for passage in self._recent if passage.labels.shard == alarm.shard]
+        for passage in shard:
+            case.count(passage, -1)
+        case.join(alarm, self._look_back_s, self._wall_offset_s)
+        for passage in shard:
+            case.count(passage, +1)
+        return self._page(case, alarm, Change.UPDATED)
+
+    def _page(self, case: "_Case", alarm: Alarm, change: Change) -> IncidentChanged:
+        self._evaluated_at = alarm.at
+        reasons = case.evaluate(self._audit)
+        pages = f"{alarm.shard} pages: {alarm.loss:.0%} lost, once in {alarm.evidence_rounds:.3g} rounds by chance"
+        return IncidentChanged(case.incident, change, "; ".join([pages, *reasons]), alarm.at)
+
+
+# --- the open incident ---------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Passage:
+    """One heartbeat on one route."""
+
+    heartbeat: HeartbeatId
+    route: Route
+    due_at: float
+    labels: Labels
+    missing: bool | None = None
+    message: "_Message | None" = None
+
+
+@dataclass(slots=True, eq=False)
+class _Message:
+    """One heartbeat on all affected routes, until each is settled. Receivers that miss the same message are one piece
+    of evidence, not several."""
+
+    open: int = 0
+    arrived: int = 0
+    missed: int = 0
+
+
+class _Case:
+    """What is known about the open incident. `incident` is what is said of it."""
+
+    def __init__(self, incident: Incident, detection: Detection, since: float) -> None:
+        self.incident = incident
+        self._detection = detection
+        self._carried = incident
+        self._since_first = since
+        self._since: dict[str, float] = {}
+        self._counts: dict[tuple[Route, Labels], list[int]] = {}
+        self._missing: dict[HeartbeatId, int] = {}
+        self._stale = False
+        self._candidate: _Belief | None = None
+        self._affected = set(incident.routes)
+        self._loud = set(incident.routes)
+        self._messages: dict[HeartbeatId, _Message] = {}
+        self._loss = max((rule.inside.share for rule in incident.scope.rules), default=0.0)
+        self._odds = 1.0
+        self._clean = 0
+        self._missed_at: float | None = None
+
+    def join(self, alarm: Alarm, look_back_s: float, wall_offset_s: float) -> None:
+        """One more shard pages. Its cells begin with its own onset: what it did well before is no evidence."""
+        self._since[alarm.shard] = alarm.onset_at - look_back_s
+        self._loss = max(self._loss, alarm.loss)
+        self._loud |= set(alarm.routes)
+        self._affected |= self._loud
+        self._missed_at = alarm.at
+        self.incident = replace(
+            self.incident,
+            shards=(*self.incident.shards, alarm.shard),
+            onset_wall=min(self.incident.onset_wall, alarm.onset_at + wall_offset_s),
+        )
+
+    def count(self, passage: _Passage, sign: int) -> None:
+        """Add (+1) a passage to the cells, or take it back (-1) before it changes."""
+        since = self._since.get(passage.labels.shard, self._since_first)
+        key = passage.route, passage.labels
+        if passage.missing is None or passage.due_at < since:
+            return
+        if key not in self._counts and (sign < 0 or len(self._counts) >= CELLS_MAX):
+            return
+        cell = self._counts.setdefault(key, [0, 0])
+        cell[0] += sign * passage.missing
+        cell[1] += sign
+        if passage.missing:
+            self._stale = True
+            self._count_missing(passage.heartbeat, sign)
+
+    def _count_missing(self, heartbeat: HeartbeatId, sign: int) -> None:
+        left = self._missing.get(heartbeat, 0) + sign
+        if left > 0:
+            self._missing[heartbeat] = left
+        else:
+            self._missing.pop(heartbeat, None)
+        if len(self._missing) > MISSING_MAX:
+            # The first few stay: they are the examples that people want to see.
+            del self._missing[next(islice(self._missing, EXAMPLES_MAX, None))]
+
+    # --- is it over?
+
+    def weigh(self, passage: _Passage, event: Outcome) -> None:
+        """Take an outcome on an affected route as evidence for or against the end of the failure."""
+        affected = passage.route in self._affected
+        if affected and event.live in (Live.OVERDUE, Live.MISSED):
+            self._missed_at = event.at
+        if affected and event.live is Live.EXPECTED:
+            passage.message = self._messages.setdefault(passage.heartbeat, _Message())
+            passage.message.open += 1
+        elif passage.message and event.live is not Live.OVERDUE:
+            self._settle(passage.message, passage.heartbeat, event.live)
+
+    def _settle(self, message: _Message, heartbeat: HeartbeatId, live: Live) -> None:
+        message.open -= 1
+        message.arrived += live is Live.ARRIVED
+        message.missed += live is Live.MISSED
+        if not message.open:
+            del self._messages[heartbeat]
+            self._bet(message)
+
+    def _bet(self, message: _Message) -> None:
+        p0 = self._detection.tolerated_loss
+        if message.missed:
+            self._odds = max(1.0, self._odds * p0 / self._lossy)
+            self._clean = 0
+        elif message.arrived:
+            self._odds = min(self._odds * (1 - p0) / (1 - self._lossy), ODDS_TO_RESOLVE)
+            self._clean += 1
+
+    @property
+    def _lossy(self) -> float:
+        """The loss that must be refuted: a quarter of what it was, for it may have become smaller, not gone."""
+        return max(self._loss / 4, 5 * self._detection.tolerated_loss)
+
+    def recovery(self, now: float, hold_s: float) -> str | None:
+        """Why the incident is over, or None. Without arrivals it never is: excuses prove nothing."""
+        if self._missed_at is None:
+            self._missed_at = now
+        quiet_s = now - self._missed_at
+        if self._odds < ODDS_TO_RESOLVE or quiet_s < hold_s:
+            return None
+        return (
+            f"nothing missed on {len(self._affected)} routes for {quiet_s:.0f} s; {self._clean} clean messages"
+            f" in a row refute a loss of {self._lossy:.1%} by {ODDS_TO_RESOLVE:.0f} to 1"
+        )
+
+    # --- what is it, and where?
+
+    def evaluate(self, audit: "_Audit") -> list[str]:
+        """Bring `incident` up to date; return what has changed in it that people should hear of."""
+        before = self.incident
+        kind, stored, replayed = audit.judge(self._missing, self._carried)
+        scope, earlier = self._scope()
+        first = list(self._carried.examples) + list(islice(self._missing, EXAMPLES_MAX))
+        last = [next(reversed(self._missing))] if self._missing else []
+        self._affected = self._loud | set(self._missing_routes(scope))
+        self.incident = replace(
+            before,
+            kind=kind,
+            scope=scope,
+            earlier=earlier,
+            stored=stored,
+            replayed=replayed,
+            routes=tuple(sorted(self._affected, key=lambda route: (route.sender, route.receiver))),
+            examples=tuple(dict.fromkeys([*first[: EXAMPLES_MAX - 1], *last])),
+        )
+        return list(_differences(before, self.incident))
+
+    def _scope(self) -> tuple[Scope, tuple[Scope, ...]]:
+        """The scope to state now, and the earlier ones. Misses alone make it stale: what arrives after the end of a
+        failure says that it is over, not where it was."""
+        believed, earlier = self.incident.scope, self.incident.earlier
+        if not self._stale:
+            return believed, earlier
+        self._stale = False
+        cells = self._cells()
+        found = explain(cells, self._detection.tolerated_loss)
+        before, candidate = self._candidate, _belief(found)
+        self._candidate = candidate
+        if not believed.rules or candidate == _belief(believed):
+            return found, earlier
+        # The first seconds of a stage rest on few heartbeats: a new scope has to be found twice in a row.
+        if not found.rules or candidate != before:
+            return _rated(believed, cells), earlier
+        return found, (*earlier, believed)[-EARLIER_MAX:]
+
+    def _cells(self) -> dict[Labels, Rate]:
+        sums: dict[Labels, Rate] = {}
+        for (_, labels), (missed, total) in self._counts.items():
+            if total:
+                rate = sums.get(labels, Rate(0, 0))
+                sums[labels] = Rate(rate.missed + missed, rate.total + total)
+        return sums
+
+    def _missing_routes(self, scope: Scope) -> Iterator[Route]:
+        for (route, labels), (missed, _) in self._counts.items():
+            if missed and (not scope.rules or any(_inside(rule, labels) for rule in scope.rules)):
+                yield route
+
+
+_Belief = tuple[frozenset[Conjunction], ...]
+
+
+def _belief(scope: Scope) -> _Belief:
+    return tuple(frozenset(rule.conjunctions) for rule in scope.rules)
+
+
+def _differences(before: Incident, after: Incident) -> Iterator[str]:
+    if _belief(before.scope) != _belief(after.scope):
+        yield "the failure is " + ", and ".join(spell(rule.conjunctions[0]) for rule in after.scope.rules)
+    asked_first = (
+        after.stored.total + after.replayed.total and not before.stored.total + before.replayed.total
+    )
+    if before.kind != after.kind or asked_first:
+        yield (
+            f"{after.kind.value}: {after.stored.missed} of {after.stored.total} not in the store,"
+            f" {after.replayed.missed} of {after.replayed.total} not in the replay"
+        )
+
+
+def spell(conjunction: Conjunction) -> str:
+    """The conjunction as people read it."""
+    return " & ".join(f"{name}={value}" for name, value in conjunction) or "everywhere"
+
+
+# --- what the oracles say ------------------------------------------------------------------------------------------
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+@dataclass(slots=True)
+class _Audit:
+    """Answers about heartbeats that went missing, kept from before an incident opens: they come earlier than the page."""
+
+    answers: dict[tuple[HeartbeatId, Oracle], bool] = field(default_factory=dict)
+    verdicts: dict[tuple[HeartbeatId, Route], Verdict] = field(default_factory=dict)
+
+    def answer(self, heartbeat: HeartbeatId, oracle: Oracle, found: bool) -> None:
+        _remember(self.answers, (heartbeat, oracle), found)
+
+    def settle(self, event: Settled) -> None:
+        if event.verdict not in FAILED:
+            return
+        _remember(self.verdicts, (event.heartbeat, event.route), event.verdict)
+        if event.stored is not None:
+            self.answer(event.heartbeat, Oracle.STORED, event.stored)
+        if event.replayed is not None:
+            self.answer(event.heartbeat, Oracle.REPLAYED, event.replayed)
+
+    def judge(self, missing: Mapping[HeartbeatId, int], carried: Incident) -> tuple[Verdict, Rate, Rate]:
+        """Kind, and how many of the missing are *not* in the store and *not* in the replay. The majority decides the
+        kind; undelivered until something else is known."""
+        stored = self._absent(missing, Oracle.STORED, carried.stored)
+        replayed = self._absent(missing, Oracle.REPLAYED, carried.replayed)
+        verdicts = [verdict for (heartbeat, _), verdict in self.verdicts.items() if heartbeat in missing]
+        if stored.share > 0.5:
+            kind = Verdict.LOST
+        elif replayed.share > 0.5:
+            kind = Verdict.UNREPLAYED
+        elif verdicts.count(Verdict.LATE) > len(verdicts) / 2:
+            kind = Verdict.LATE
+        else:
+            kind = Verdict.UNDELIVERED if verdicts or stored.total or replayed.total else carried.kind
+        return kind, stored, replayed
+
+    def _absent(self, missing: Mapping[HeartbeatId, int], oracle: Oracle, carried: Rate) -> Rate:
+        answers = [
+            self.answers[heartbeat, oracle] for heartbeat in missing if (heartbeat, oracle) in self.answers
+        ]
+        return Rate(carried.missed + answers.count(False), carried.total + len(answers))
+
+
+def _remember(memory: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    memory[key] = value
+    if len(memory) > 2 * MISSING_MAX:
+        del memory[next(iter(memory))]
+
+
+# --- where it is ---------------------------------------------------------------------------------------------------
+
+ATTRIBUTES: Mapping[str, Callable[[Labels], str]] = {
+    "sender.build": lambda labels: labels.sender.build,
+    "sender.node": lambda labels: labels.sender.node,
+    "sender.region": lambda labels: labels.sender.region,
+    "receiver.build": lambda labels: labels.receiver.build,
+    "receiver.node": lambda labels: labels.receiver.node,
+    "receiver.region": lambda labels: labels.receiver.region,
+    "shard": lambda labels: labels.shard,
+    "same_node": lambda labels: _yes(labels.sender.node == labels.receiver.node),
+    "same_region": lambda labels: _yes(labels.sender.region == labels.receiver.region),
+    "same_build": lambda labels: _yes(labels.sender.build == labels.receiver.build),
+}
+"""What a literal may speak of, in the order in which a conjunction is written."""
+
+PREFERENCE = (
+    "same_node",
+    "same_region",
+    "shard",
+    "receiver.build",
+    "same_build",
+    "sender.region",
+    "receiver.region",
+    "sender.node",
+    "receiver.node",
+    "sender.build",
+)
+"""Of equivalent explanations the one is named first whose words come first here: relations of place are causes, lists of
+nodes are symptoms. While more than one build runs, sender.build comes before all: what has just changed is to blame."""
+
+RULES_MAX = 3
+DEPTH_MAX = 3
+BEAM = 24
+LITERALS_MAX = 64
+"""Conditions tried at once, those with the most misses first; bounds an evaluation whatever a shard calls its nodes."""
+
+
+def explain(cells: Cells, tolerated_loss: float) -> Scope:
+    """The smallest conjunctions of labels that explain where heartbeats are missing; no rule where nothing stands out.
+
+    Up to three rules, each found on the cells that the ones before it have left over. A loss that is the same everywhere
+    is one rule with the empty conjunction.
+    """
+    rules: list[Rule] = []
+    left = {labels: rate for labels, rate in cells.items() if rate.total}
+    rollout = len({end.build for labels in left for end in (labels.sender, labels.receiver)}) > 1
+    while left and len(rules) < RULES_MAX:
+        table = _Table(left, tolerated_loss)
+        extension = table.best()
+        if extension is None:
+            break
+        descriptions = sorted(table.descriptions(extension), key=lambda words: _preference(words, rollout))
+        rules.append(Rule(tuple(descriptions), table.rate(extension)))
+        left = table.without(extension)
+    if not rules and _lossy_everywhere(_sum(left.values()), tolerated_loss):
+        return Scope((Rule(((),), _sum(left.values())),), Rate(0, 0))
+    return Scope(tuple(rules), _sum(left.values()))
+
+
+class _Table:
+    """Cells as bits. A set of cells (the extension of a conjunction) is an int, one bit per cell; to count inside it,
+    totals and misses are held as planes, the cells whose number has a given binary digit."""
+
+    def __init__(self, cells: Cells, tolerated_loss: float) -> None:
+        self._labels = list(cells)
+        self._rates = list(cells.values())
+        self._tolerated_loss = tolerated_loss
+        self._everything = (1 << len(cells)) - 1
+        self._missed = _planes([rate.missed for rate in self._rates])
+        self._total = _planes([rate.total for rate in self._rates])
+        self._all = self.rate(self._everything)
+        self._literals = self._informative_literals()
+
+    def _informative_literals(self) -> dict[Literal, int]:
+        literals: dict[Literal, int] = {}
+        for bit, labels in enumerate(self._labels):
+            for name, read in ATTRIBUTES.items():
+                literal = name, read(labels)
+                literals[literal] = literals.get(literal, 0) | 1 << bit
+        partial = {words: cells for words, cells in literals.items() if cells != self._everything}
+        most_missed = nlargest(LITERALS_MAX, partial, key=lambda literal: self.rate(partial[literal]).missed)
+        return {literal: partial[literal] for literal in most_missed}
+
+    def rate(self, extension: int) -> Rate:
+        return Rate(_count(extension, self._missed), _count(extension, self._total))
+
+    def without(self, extension: int) -> dict[Labels, Rate]:
+        return {
+            labels: rate
+            for bit, (labels, rate) in enumerate(zip(self._labels, self._rates, strict=True))
+            if not extension >> bit & 1
+        }
+
+    def best(self) -> int | None:
+        """The extension with the highest score above 0: all of one literal, all of two, and those of three that build
+        on the best of two."""
+        literals = set(self._literals.values())
+        scores: dict[int, float] = {}
+        level = {self._everything}
+        for depth in range(1, DEPTH_MAX + 1):
+            level = {base & literal for base in level for literal in literals} - {0} - scores.keys()
+            scores |= {extension: self._score(extension, depth) for extension in level}
+            if depth >= 2:
+                level = set(nlargest(BEAM, level, key=scores.__getitem__))
+        # Of equal scores the smallest int wins, so that the answer hangs on the cells alone.
+        best = max(scores, key=lambda extension: (scores[extension], -extension), default=0)
+        return best if scores.get(best, 0) > 0 else None
+
+    def _score(self, extension: int, depth: int) -> float:
+        """How much likelier two rates are, inside and outside, than one for all; less a price for the words spent."""
+        inside = self.rate(extension)
+        outside = Rate(self._all.missed - inside.missed, self._all.total - inside.total)
+        if inside.share <= outside.share:
+            return -inf
+        gain = (
+            _log_likelihood(inside, inside.share)
+            + _log_likelihood(outside, max(outside.share, self._tolerated_loss))
+            - _log_likelihood(self._all, self._all.share)
+        )
+        return gain - depth * log(len(self._literals)) - 0.5 * log(self._all.total)
+
+    def descriptions(self, extension: int) -> list[Conjunction]:
+        """Every shortest conjunction that holds in these cells and in no other."""
+        wider = {words: cells for words, cells in self._literals.items() if extension & ~cells == 0}
+        for depth in range(1, DEPTH_MAX + 1):
+            found = [
+                tuple(sorted(words, key=_written))
+                for words in combinations(wider, depth)
+                if reduce(and_, (wider[literal] for literal in words)) == extension
+            ]
+            if found:
+                return found
+        raise AssertionError("an extension was found without a conjunction")
+
+
+def _planes(numbers: list[int]) -> list[int]:
+    digits = max(numbers, default=0).bit_length()
+    return [
+        sum(1 << bit for bit, number in enumerate(numbers) if number >> digit & 1) for digit in range(digits)
+    ]
+
+
+def _count(extension: int, planes: list[int]) -> int:
+    return sum([(extension & plane).bit_count() << digit for digit, plane in enumerate(planes)])
+
+
+def _log_likelihood(rate: Rate, share: float) -> float:
+    hits = rate.missed * log(share) if rate.missed else 0.0
+    return hits + ((rate.total - rate.missed) * log(1 - share) if rate.missed < rate.total else 0.0)
+
+
+def _lossy_everywhere(rate: Rate, tolerated_loss: float) -> bool:
+    if rate.share <= tolerated_loss:
+        return False
+    gain = _log_likelihood(rate, rate.share) - _log_likelihood(rate, tolerated_loss)
+    return gain > log(len(ATTRIBUTES)) + 0.5 * log(rate.total)
+
+
+def _rated(scope: Scope, cells: Cells) -> Scope:
+    """The same rules with the rates of today."""
+    left, rules = dict(cells), []
+    for rule in scope.rules:
+        inside = [labels for labels in left if _inside(rule, labels)]
+        rules.append(replace(rule, inside=_sum(left.pop(labels) for labels in inside)))
+    return Scope(tuple(rules), _sum(left.values()))
+
+
+def _inside(rule: Rule, labels: Labels) -> bool:
+    return all(ATTRIBUTES[name](labels) == value for name, value in rule.conjunctions[0])
+
+
+def _sum(rates: Iterable[Rate]) -> Rate:
+    listed = list(rates)
+    return Rate(sum(rate.missed for rate in listed), sum(rate.total for rate in listed))
+
+
+def _written(literal: Literal) -> int:
+    return list(ATTRIBUTES).index(literal[0])
+
+
+def _preference(conjunction: Conjunction, rollout: bool) -> tuple[object, ...]:
+    order = ("sender.build", *PREFERENCE) if rollout else PREFERENCE
+    return (sorted(order.index(name) for name, _ in conjunction), conjunction)
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"

@@ -1,0 +1,537 @@
+"""An incident says what is broken and where, follows a rollout stage by stage, and ends when the failure does."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from random import Random
+
+import pytest
+
+from canary.config import Detection, Heartbeats
+from canary.events import (
+    Alarm,
+    CanaryName,
+    Change,
+    End,
+    HeartbeatId,
+    Incident,
+    IncidentChanged,
+    IncidentId,
+    Labels,
+    Live,
+    Looked,
+    Oracle,
+    Outcome,
+    Rate,
+    Route,
+    Rule,
+    Scope,
+    Settled,
+    Tier,
+    Verdict,
+)
+from canary.incident import CELLS_MAX, Cells, Incidents, explain
+
+Loss = Callable[[Labels], float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a canary sits: its own region, its node, the node's shard."""
+
+    name: str
+    region: str
+    shard: str
+    node: str
+    sends: bool
+
+
+def one_region_per_node() -> list[Place]:
+    """4 shards of 3 nodes, one sending and receiving canary per node: 36 routes, 2 regions."""
+    return [
+        Place(f"c{shard}{node}", ("us", "eu")[node % 2], f"shard-{shard}", f"n{shard}{node}", True)
+        for shard in range(4)
+        for node in range(3)
+    ]
+
+
+def both_regions_per_node() -> list[Place]:
+    """The demo: 2 shards of 3 nodes, watched from both regions; each shard's own region sends: 36 routes."""
+    return [
+        Place(f"{home}-{node}-{region}", region, home, f"{home}-{node}", region == home)
+        for home in ("us", "sg")
+        for node in range(3)
+        for region in ("us", "sg")
+    ]
+
+
+def passages(places: Sequence[Place], builds: Callable[[Place], str]) -> dict[Route, Labels]:
+    def end(place: Place) -> End:
+        return End(place.region, place.node, builds(place))
+
+    return {
+        Route(CanaryName(a.name), CanaryName(b.name)): Labels(a.shard, end(a), end(b))
+        for a in places
+        for b in places
+        if a.sends and a.shard == b.shard
+    }
+
+
+def rollout(stage: int, shards: Sequence[str] | None = None) -> Callable[[Place], str]:
+    """The first `stage` nodes of these shards (all shards, if not said) run build B."""
+    return lambda place: (
+        "B" if int(place.node[-1]) < stage and (shards is None or place.shard in shards) else "A"
+    )
+
+
+def local_fanout(labels: Labels) -> float:
+    return float(labels.sender.build == "B" and labels.sender.node != labels.receiver.node)
+
+
+def cells(routes: dict[Route, Labels], loss: Loss, heartbeats: int, random: Random) -> Cells:
+    """Counts after so many heartbeats per route."""
+    sums: dict[Labels, Rate] = {}
+    for labels in routes.values():
+        share, rate = loss(labels), sums.get(labels, Rate(0, 0))
+        missed = sum(random.random() < share for _ in range(heartbeats))
+        sums[labels] = Rate(rate.missed + missed, rate.total + heartbeats)
+    return sums
+
+
+def said(scope: Scope) -> list[set[frozenset[str]]]:
+    """Per rule, the equivalent conjunctions as readable sets."""
+    return [
+        {frozenset(f"{name}={value}" for name, value in words) for words in rule.conjunctions}
+        for rule in scope.rules
+    ]
+
+
+def exactly(scope: Scope, counted: Cells, loss: Loss) -> bool:
+    """The rules together hold exactly the cells that lose."""
+    missing = sum(rate.total for labels, rate in counted.items() if loss(labels))
+    inside = sum(rule.inside.total for rule in scope.rules)
+    return inside == missing and scope.outside.missed == 0
+
+
+NEW_BUILD_TO_OTHER_NODE = frozenset({"sender.build=B", "same_node=no"})
+
+
+# --- where ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("places", [one_region_per_node(), both_regions_per_node()])
+@pytest.mark.parametrize("share", [1.0, 0.66])
+def test_the_stages_of_a_rollout_are_placed_exactly_after_five_heartbeats(
+    places: list[Place], share: float
+) -> None:
+    for seed in range(10):
+        random = Random(seed)
+        for stage in (1, 2, 3):
+            routes = passages(places, rollout(stage))
+
+            def loss(labels: Labels) -> float:
+                return share * local_fanout(labels)
+
+            counted = cells(routes, loss, 5, random)
+            scope = explain(counted, 0.001)
+            assert exactly(scope, counted, loss)
+            (equivalents,) = said(scope)
+            if stage == 1:
+                assert NEW_BUILD_TO_OTHER_NODE in equivalents
+                assert frozenset({"sender.build=B", "receiver.build=A"}) in equivalents
+                assert scope.rules[0].conjunctions[0] == (("sender.build", "B"), ("same_node", "no"))
+            elif stage == 2:
+                assert equivalents == {NEW_BUILD_TO_OTHER_NODE}
+            else:
+                assert equivalents == {frozenset({"same_node=no"})}
+
+
+def test_with_the_stages_before_it_a_full_rollout_is_still_blamed_on_the_build() -> None:
+    places, counted = both_regions_per_node(), {}
+    for stage in (1, 2, 3):
+        counted |= cells(passages(places, rollout(stage)), local_fanout, 5, Random(stage))
+    assert said(explain(counted, 0.001)) == [{NEW_BUILD_TO_OTHER_NODE}]
+
+
+@pytest.mark.parametrize(
+    ("loss", "heartbeats", "words"),
+    [
+        pytest.param(
+            lambda labels: labels.receiver.node == "n12", 3, {"receiver.node=n12"}, id="a receiving node is dead"
+        ),
+        pytest.param(
+            lambda labels: 0.2 * (labels.sender.node != labels.receiver.node), 20, {"same_node=no"}, id="a fifth between nodes"
+        ),
+        pytest.param(
+            lambda labels: 0.2 * (labels.sender.region == "eu" and labels.receiver.region == "us"),
+            20,
+            {"sender.region=eu", "receiver.region=us"},
+            id="a fifth from eu to us",
+        ),
+        pytest.param(lambda labels: 0.2 * (labels.shard == "shard-2"), 20, {"shard=shard-2"}, id="a fifth of a shard"),
+        pytest.param(
+            lambda labels: 0.66 * (labels.sender.node == "n00" and labels.receiver.node == "n01"),
+            20,
+            {"sender.node=n00", "receiver.node=n01"},
+            id="two thirds of one pair",
+        ),
+        pytest.param(lambda labels: 0.05 * (labels.sender.build == "B"), 60, {"sender.build=B"}, id="one in 20 from B"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_by_its_shortest_words(loss: Loss, heartbeats: int, words: set[str]) -> None:
+    for seed in range(5):
+        counted = cells(passages(one_region_per_node(), rollout(1)), loss, heartbeats, Random(seed))
+        scope = explain(counted, 0.001)
+        assert len(scope.rules) == 1
+        assert frozenset(words) in said(scope)[0]
+
+
+def test_two_faults_are_two_rules() -> None:
+    def loss(labels: Labels) -> float:
+        return max(local_fanout(labels), float(labels.receiver.node == "n32"))
+
+    counted = cells(passages(one_region_per_node(), rollout(2, ["shard-0"])), loss, 5, Random(1))
+    scope = explain(counted, 0.001)
+    assert len(scope.rules) == 2
+    assert exactly(scope, counted, loss)
+    assert frozenset({"receiver.node=n32"}) in set().union(*said(scope))
+
+
+def test_a_healthy_fleet_gets_no_rule() -> None:
+    for seed in range(40):
+        routes = passages(one_region_per_node(), rollout(seed % 4))
+        counted = cells(routes, lambda labels: 0.0005, 300, Random(seed))
+        assert explain(counted, 0.001) == Scope((), Rate(sum(r.missed for r in counted.values()), 36 * 300))
+
+
+def test_a_loss_that_is_the_same_everywhere_is_everywhere() -> None:
+    counted = cells(passages(one_region_per_node(), rollout(0)), lambda labels: 1.0, 3, Random(1))
+    assert explain(counted, 0.001) == Scope((Rule(((),), Rate(108, 108)),), Rate(0, 0))
+
+
+def test_nothing_counted_explains_nothing() -> None:
+    assert explain({}, 0.001) == Scope((), Rate(0, 0))
+
+
+# --- the life of an incident ---------------------------------------------------------------------------------------
+
+OFFSET_S = 1_000_000.0
+
+
+@dataclass
+class Story:
+    """Plays a fleet with one heartbeat per second and sender; a missing one is overdue after 3 s and missed after 5."""
+
+    places: list[Place] = field(default_factory=both_regions_per_node)
+    carried: tuple[Incident, ...] = ()
+    detection: Detection = Detection()  # noqa: RUF009 - frozen
+    now: float = 0.0
+    stored: bool = True
+    replayed: bool = True
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = count(1)
+        self.incidents = Incidents(
+            Heartbeats(1, 5, 3),
+            self.detection,
+            OFFSET_S,
+            lambda wall: IncidentId(f"{wall:.0f}-{next(numbers)}"),
+            self.carried,
+        )
+        self.builds: Callable[[Place], str] = rollout(0)
+        self.loss: Loss = lambda labels: 0.0
+        self.excused: Callable[[Labels], bool] = lambda labels: False
+        self.random = Random(1)
+        self.changes: list[IncidentChanged] = []
+        self.waiting: list[tuple[float, Live, Outcome]] = []
+
+    def play(self, seconds: int) -> list[IncidentChanged]:
+        before = len(self.changes)
+        for _ in range(seconds):
+            self._beat()
+            self.now += 1
+            self._ripen()
+            self.changes += self.incidents.advance(self.now)
+        return self.changes[before:]
+
+    def _beat(self) -> None:
+        outcomes = [
+            Outcome(
+                HeartbeatId(f"1.{route.sender}.{self.now:.0f}"),
+                route,
+                Live.EXPECTED,
+                self.now,
+                self.now,
+                None,
+                labels,
+            )
+            for route, labels in passages(self.places, self.builds).items()
+        ]
+        for outcome in outcomes:
+            self.incidents.observe(outcome)
+        for outcome in outcomes:
+            if self.excused(outcome.labels):
+                self.incidents.observe(replace(outcome, live=Live.EXCUSED))
+            elif self.random.random() < self.loss(outcome.labels):
+                self.waiting += [(self.now + 3, Live.OVERDUE, outcome), (self.now + 5, Live.MISSED, outcome)]
+            else:
+                self.incidents.observe(replace(outcome, live=Live.ARRIVED, at=self.now + 0.1, latency_s=0.1))
+
+    def _ripen(self) -> None:
+        ripe = [entry for entry in self.waiting if entry[0] <= self.now]
+        self.waiting = [entry for entry in self.waiting if entry[0] > self.now]
+        for at, live, outcome in ripe:
+            self.incidents.observe(replace(outcome, live=live, at=at))
+            if live is Live.OVERDUE and self.stored:
+                self._look(outcome.heartbeat, Oracle.STORED, at)
+            if live is Live.OVERDUE and self.replayed:
+                self._look(outcome.heartbeat, Oracle.REPLAYED, at)
+            if live is Live.MISSED:
+                self._settle(outcome, at)
+
+    def _look(self, heartbeat: HeartbeatId, oracle: Oracle, at: float) -> None:
+        self.incidents.observe(Looked(heartbeat, oracle, True, at, at, "n"))
+
+    def _settle(self, outcome: Outcome, at: float) -> None:
+        verdict = (
+            Verdict.LATE
+            if self.late
+            else Verdict.LOST
+            if not self.stored
+            else Verdict.UNREPLAYED
+            if not self.replayed
+            else Verdict.UNDELIVERED
+        )
+        self.incidents.observe(
+            Settled(
+                outcome.heartbeat,
+                outcome.route,
+                verdict,
+                "",
+                at,
+                None,
+                None,
+                None,
+                self.stored,
+                self.replayed,
+                frozenset(),
+                outcome.labels,
+            )
+        )
+
+    def page(self, shard: str, onset_at: float, loss: float = 1.0) -> IncidentChanged:
+        alarm = Alarm(shard, Tier.PAGE, Tier.SUSPECT, self.now, 3e6, loss, onset_at, ())
+        self.changes += self.incidents.observe(alarm)
+        return self.changes[-1]
+
+    @property
+    def incident(self) -> Incident:
+        return self.changes[-1].incident
+
+
+def a_rollout_begun() -> Story:
+    """Ten good seconds, seven with the first node of both shards on the bad build, then the page."""
+    story = Story()
+    story.play(10)
+    story.builds, story.loss = rollout(1), local_fanout
+    story.play(7)
+    story.page("us", onset_at=10)
+    return story
+
+
+def test_an_incident_opens_with_kind_scope_onset_routes_and_examples() -> None:
+    story = a_rollout_begun()
+    opened = story.changes[0]
+    assert opened.change is Change.OPENED
+    assert "us pages" in opened.reason
+    incident = opened.incident
+    assert (incident.kind, incident.shards, incident.resolved_wall) == (Verdict.UNDELIVERED, ("us",), None)
+    assert incident.onset_wall == OFFSET_S + 10
+    assert incident.opened_wall == OFFSET_S + 17
+    assert NEW_BUILD_TO_OTHER_NODE in said(incident.scope)[0]
+    assert incident.scope.rules[0].inside.share == 1.0
+    assert incident.scope.outside.missed == 0
+    assert incident.stored == Rate(0, incident.stored.total)
+    assert incident.stored.total > 0
+    assert {route.sender for route in incident.routes} == {"us-0-us", "sg-0-sg"}
+    assert all(route.receiver[3] != "0" for route in incident.routes)
+    assert incident.examples[0] == "1.us-0-us.10"
+    assert len(incident.examples) == 5
+    assert incident.examples[-1].endswith(".14")
+
+
+def test_a_second_shard_joins_the_open_incident() -> None:
+    story = a_rollout_begun()
+    joined = story.page("sg", onset_at=9)
+    assert joined.change is Change.UPDATED
+    assert joined.incident.id == story.changes[0].incident.id
+    assert joined.incident.shards == ("us", "sg")
+    assert joined.incident.onset_wall == OFFSET_S + 9
+
+
+def test_a_shard_that_fails_long_after_the_first_is_counted_from_its_own_onset() -> None:
+    story = Story()
+    story.loss = lambda labels: float(labels.shard == "us")
+    story.play(6)
+    story.page("us", onset_at=0)
+    story.play(100)
+    story.loss = lambda labels: 1.0
+    story.play(6)
+    story.page("sg", onset_at=106)
+    story.play(3)
+    inside = [rule.inside for rule in story.incident.scope.rules]
+    assert [rate.share for rate in inside] == [1.0]
+
+
+def test_the_stages_of_a_rollout_become_earlier_scopes() -> None:
+    story = a_rollout_begun()
+    story.play(6)
+    story.builds = rollout(2)
+    story.play(10)
+    assert said(story.incident.scope) == [{NEW_BUILD_TO_OTHER_NODE}]
+    assert len(story.incident.earlier) == 1
+    assert frozenset({"sender.build=B", "receiver.build=A"}) in said(story.incident.earlier[0])[0]
+    assert "sender.build=B" in story.changes[-1].reason
+    story.builds = rollout(3)
+    story.play(10)
+    assert said(story.incident.scope) == [{NEW_BUILD_TO_OTHER_NODE}]
+
+
+def test_a_new_scope_must_be_found_twice_in_a_row() -> None:
+    story = a_rollout_begun()
+    story.builds = rollout(2)
+    changed_at = [
+        change.at for change in story.play(10) if said(change.incident.scope) == [{NEW_BUILD_TO_OTHER_NODE}]
+    ]
+    # The first misses of the second stage are overdue 3 s after it began.
+    assert changed_at[0] == 17 + 3 + 1
+
+
+def test_a_heartbeat_that_arrives_after_all_was_never_missing() -> None:
+    story = Story()
+    story.loss = lambda labels: 1.0
+    story.play(4)
+    story.page("us", onset_at=0)
+    assert story.incident.scope.rules[0].inside == Rate(2 * 36, 2 * 36)  # due at 0 and 1
+    for _, live, outcome in story.waiting:
+        if live is Live.MISSED:
+            story.incidents.observe(replace(outcome, live=Live.ARRIVED, at=4.0, latency_s=4.0))
+    story.waiting, story.loss = [], lambda labels: 0.0
+    (resolved,) = [change for change in story.play(200) if change.change is Change.RESOLVED]
+    assert resolved.incident.examples == ()
+
+
+@pytest.mark.parametrize(
+    ("world", "kind"),
+    [
+        ({}, Verdict.UNDELIVERED),
+        ({"replayed": False}, Verdict.UNREPLAYED),
+        ({"stored": False, "replayed": False}, Verdict.LOST),
+        ({"late": True}, Verdict.LATE),
+    ],
+)
+def test_the_oracles_say_what_kind_of_failure_it_is(world: dict[str, bool], kind: Verdict) -> None:
+    story = Story(**world)
+    story.loss = lambda labels: float(labels.shard == "us")
+    story.play(4)
+    story.page("us", onset_at=0)
+    assert story.incident.kind is Verdict.UNDELIVERED
+    story.play(8)
+    assert story.incident.kind is kind
+    assert story.incident.stored.share == float(not world.get("stored", True))
+    assert story.incident.replayed.share == float(not world.get("replayed", True))
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
+def resolution(changes: list[IncidentChanged]) -> IncidentChanged:
+    (resolved,) = [change for change in changes if change.change is Change.RESOLVED]
+    return resolved
+
+
+def test_an_incident_resolves_once_nothing_was_missed_for_the_hold() -> None:
+    story = a_rollout_begun()
+    story.play(10)
+    story.builds, story.loss = rollout(0), lambda labels: 0.0
+    resolved = resolution(story.play(140))
+    # The last heartbeat was lost at 26 and given up at 31.
+    assert resolved.at == pytest.approx(31 + 120, abs=1.5)
+    assert resolved.incident.resolved_wall == OFFSET_S + resolved.at
+    assert "clean messages" in resolved.reason
+    assert resolved.incident.scope.rules[0].inside.share == 1.0
+    assert story.incidents.next_deadline() is None
+
+
+def test_a_small_loss_takes_long_to_refute() -> None:
+    story = Story()
+    story.loss = lambda labels: 0.05 * (labels.sender.node == "us-1")
+    story.play(200)
+    story.page("us", onset_at=0, loss=0.05)
+    began_at = story.now
+    story.loss = lambda labels: 0.0
+    resolved = resolution(story.play(900))
+    # ln 1000 / (0.05 / 4) = 553 clean messages of one sender at 1 Hz.
+    assert 500 < resolved.at - began_at < 650
+
+
+def test_excused_heartbeats_resolve_nothing() -> None:
+    story = a_rollout_begun()
+    story.excused = lambda labels: True
+    assert all(change.change is not Change.RESOLVED for change in story.play(400))
+    story.excused, story.loss = (lambda labels: False), lambda labels: 0.0
+    assert resolution(story.play(60))
+
+
+def test_a_failure_that_comes_back_must_stay_away_twice_as_long() -> None:
+    story = Story()
+    quiet_s = []
+    for _ in range(3):
+        story.loss = lambda labels: float(labels.shard == "us")
+        onset_at = story.now
+        story.play(7)
+        assert story.page("us", onset_at).change is Change.OPENED
+        story.loss = lambda labels: 0.0
+        began_at = story.now
+        quiet_s.append(resolution(story.play(600)).at - began_at)
+    assert quiet_s == pytest.approx([124, 244, 484], abs=3)
+    assert len({change.incident.id for change in story.changes}) == 3
+
+
+def test_a_carried_incident_goes_on_under_its_id_and_ends() -> None:
+    first = a_rollout_begun()
+    first.play(5)
+    carried = first.incident
+    story = Story(carried=(carried,), now=500)
+    story.builds, story.loss = rollout(1), local_fanout
+    story.play(10)
+    story.builds = rollout(2)
+    story.play(10)
+    incident = story.incident
+    assert (incident.id, incident.onset_wall, incident.shards) == (carried.id, carried.onset_wall, ("us",))
+    assert incident.earlier == (carried.scope,) or said(incident.earlier[0]) == said(carried.scope)
+    assert incident.examples[0] == carried.examples[0]
+    assert incident.stored.total > carried.stored.total
+    story.builds, story.loss = rollout(0), lambda labels: 0.0
+    assert resolution(story.play(140)).incident.id == carried.id
+
+
+def test_a_carried_incident_that_is_over_ends_by_clean_messages_alone() -> None:
+    first = a_rollout_begun()
+    story = Story(carried=(first.incident,), now=500)
+    resolved = resolution(story.play(140))
+    assert resolved.at == pytest.approx(500 + 121, abs=1)
+    assert resolved.incident.scope == first.incident.scope
+    assert resolved.incident.kind is first.incident.kind
+
+
+def test_names_invented_without_end_do_not_fill_the_memory() -> None:
+    story = a_rollout_begun()
+    numbers: Iterator[int] = count()
+    story.builds = lambda place: f"B{next(numbers)}"
+    story.loss = lambda labels: 1.0
+    story.play(60)
+    case = story.incidents._case
+    assert case is not None
+    assert len(case._counts) <= CELLS_MAX
