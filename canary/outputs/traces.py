@@ -62,6 +62,9 @@ SEQUENCE = "canary.sequence"
 SEND_LAG = "canary.send_lag_s"
 REACH = "canary.reach"  # receivers that got it live in time / receivers that should have
 VERDICT = "canary.verdict"  # on the root: the worst of its routes
+FAILED_AT_ALL = (
+    "canary.failed"  # the shard's fault; Jaeger's in-memory storage cannot search for `error=true`
+)
 REASON = "canary.reason"
 UPGRADES = "canary.upgrades"  # the verdict that this one replaces
 ANSWER = "canary.answer"
@@ -157,7 +160,11 @@ class _Maker:
         worst = min(closed.settled, key=lambda settled: BADNESS.index(settled.verdict), default=None)
         attributes = self._common() | {SEND_LAG: closed.sent_at - heartbeat.due_at, ANSWER: closed.answer}
         if worst:
-            attributes |= {VERDICT: worst.verdict.value, REASON: worst.reason}
+            attributes |= {
+                VERDICT: worst.verdict.value,
+                REASON: worst.reason,
+                FAILED_AT_ALL: _is_failed(worst),
+            }
         expected = [settled.verdict for settled in closed.settled if settled.verdict not in _NO_REACH]
         if expected:
             attributes[REACH] = expected.count(Verdict.DELIVERED) / len(expected)
@@ -274,6 +281,7 @@ def _route_attributes(settled: Settled) -> Attributes:
         ROUTE_SAME_REGION: sender.region == receiver.region,
         VERDICT: settled.verdict.value,
         REASON: settled.reason,
+        FAILED_AT_ALL: _is_failed(settled),
         LIVE: settled.received_at is not None,
         STORED: settled.stored,
         REPLAYED: settled.replayed,
@@ -285,8 +293,12 @@ def _route_attributes(settled: Settled) -> Attributes:
     return {key: value for key, value in known.items() if value is not None}
 
 
+def _is_failed(settled: Settled) -> bool:
+    return settled.verdict in FAILED or settled.verdict is Verdict.REJECTED
+
+
 def _status(settled: Settled | None) -> Status:
-    if settled is None or settled.verdict not in FAILED | {Verdict.REJECTED}:
+    if settled is None or not _is_failed(settled):
         return Status()
     return Status(StatusCode.ERROR, f"{settled.verdict.value}: {settled.reason}")
 

@@ -1,8 +1,10 @@
 import io
+import threading
 from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 from rich.console import Console
 
 from canary.events import (
@@ -150,6 +152,8 @@ def test_a_receiver_without_a_session_leaves_its_cell_empty_and_a_moved_one_leav
     assert state.cells() == {cell: None}
     state.observe(replace(attached("us-east", 2, "us-east", at=4.0), node="us-east-3"))
     assert state.cells() == {}
+    state.observe(attached("us-east", 2, "us-east", at=5.0))
+    assert state.cells() == {}
 
 
 def test_a_node_that_takes_no_heartbeats_any_more_is_forgotten():
@@ -244,34 +248,34 @@ async def test_the_last_picture_stays_when_the_run_ends():
 
 
 class FrozenTerminal(io.StringIO):
-    """Takes one character, then none until it is thawed."""
+    """Takes everything until it is frozen, then nothing until it is thawed."""
 
-    def __init__(self, thawed):
+    def __init__(self):
         super().__init__()
-        self.thawed = thawed
+        self.may_write = threading.Event()
+        self.may_write.set()
+        self.asked = threading.Event()
 
     def write(self, text):
-        trio.from_thread.run(self.thawed.wait) if not in_trio() else None
+        if not self.may_write.is_set():
+            self.asked.set()
+            self.may_write.wait()
         return super().write(text)
 
 
-def in_trio():
-    try:
-        trio.lowlevel.current_task()
-    except RuntimeError:
-        return False
-    return True
-
-
 async def test_a_terminal_that_takes_nothing_holds_up_no_event(nursery):
-    thawed = trio.Event()
-    console = Console(
-        file=FrozenTerminal(thawed), width=80, height=24, force_terminal=True, color_system=None
-    )
+    terminal = FrozenTerminal()
+    console = Console(file=terminal, width=80, height=24, force_terminal=True, color_system=None)
     send, events = trio.open_memory_channel(0)
     nursery.start_soon(run_screen, events, "demo", WALL_OFFSET_S, console)
-    with trio.fail_after(5):
-        for event in demonstration():
-            await send.send(event)
-    thawed.set()
+    await trio.testing.wait_all_tasks_blocked()
+    terminal.may_write.clear()
+    rescue = threading.Timer(5.0, terminal.may_write.set)
+    rescue.start()
+    await trio.to_thread.run_sync(terminal.asked.wait)
+    for event in demonstration():
+        await send.send(event)
+    assert not terminal.may_write.is_set()
+    rescue.cancel()
+    terminal.may_write.set()
     await send.aclose()

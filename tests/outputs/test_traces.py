@@ -79,6 +79,7 @@ def test_a_failed_heartbeat_is_one_trace_that_tells_the_whole_story(journal):
     assert root.start_s == pytest.approx(heartbeat().due_wall, abs=1e-6)
     assert root.end_s == pytest.approx(WALL_OFFSET_S + 105.4, abs=1e-5)
     assert root.attributes["canary.verdict"] == "undelivered"
+    assert root.attributes["canary.failed"] is True
     assert root.attributes["canary.reach"] == 0.5
     assert root.attributes["canary.send_lag_s"] == pytest.approx(0.001, abs=1e-6)
 
