@@ -244,7 +244,7 @@ class _Case:
         self._stale = False
         self._candidate: _Belief | None = None
         self._affected = set(incident.routes)
-        self._loud = set(incident.routes)
+        """Routes that were silent inside the scope; all of them must be seen to deliver again."""
         self._messages: dict[HeartbeatId, _Message] = {}
         self._loss = max((rule.inside.share for rule in incident.scope.rules), default=0.0)
         self._odds = 1.0
@@ -255,8 +255,7 @@ class _Case:
         """One more shard pages. Its cells begin with its own onset: what it did well before is no evidence."""
         self._since[alarm.shard] = alarm.onset_at - look_back_s
         self._loss = max(self._loss, alarm.loss)
-        self._loud |= set(alarm.routes)
-        self._affected |= self._loud
+        self._affected.update(alarm.routes)
         self._missed_at = alarm.at
         self.incident = replace(
             self.incident,
@@ -345,7 +344,7 @@ class _Case:
         scope, earlier = self._scope()
         first = list(self._carried.examples) + list(islice(self._missing, EXAMPLES_MAX))
         last = [next(reversed(self._missing))] if self._missing else []
-        self._affected = self._loud | set(self._missing_routes(scope))
+        self._affected.update(self._missing_routes(scope))
         self.incident = replace(
             before,
             kind=kind,
