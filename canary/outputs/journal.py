@@ -379,6 +379,8 @@ def _check(database: sqlite3.Connection, path: Path) -> None:
     try:
         (application,) = database.execute("PRAGMA application_id").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
+    except sqlite3.OperationalError as error:
+        raise JournalError(f"cannot open the journal {path}: {error}") from error
     except sqlite3.DatabaseError as error:
         raise JournalError(f"{path} is not a journal: {error}") from error
     if application != APPLICATION_ID:
