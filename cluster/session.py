@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cluster.hub import Socket, frame
+from cluster.hub import CLOSE_DRAIN, Socket, frame
 from cluster.node import Node, State
 from cluster.protocol import ApiError, authenticate, json_object, section, user_in
 
@@ -29,6 +29,10 @@ async def connect(websocket: WebSocket, node: Node) -> None:
         own = await node.remember(user, details)
     except ApiError as error:
         await _refuse(websocket, node, error)
+        return
+    if node.state is not State.READY:
+        # The drain began while the user was being stored, and has closed the sockets it knew.
+        await _close(websocket, CLOSE_DRAIN)
         return
     socket = node.hub.attach(node.new_connection_id(), user)
     node.note("connect", socket)

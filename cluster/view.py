@@ -1,7 +1,8 @@
 """What one node knows of its shard: the stored events, folded into users, channels and messages.
 
-Pure: events go in with their sequence number, in the order of the stream; documents come out. It opens nothing,
-reads no clock, and every node that has applied the same events answers the same.
+Events go in with their sequence number, in the order of the stream; documents come out. It opens nothing, reads no
+clock, and every node that has applied the same events answers the same. The one thing it has of the loop it lives in is
+`wait_for`.
 
 An event is the JSON object that `/sync` returns later; nothing else is stored.
 """

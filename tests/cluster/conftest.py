@@ -153,10 +153,11 @@ class Cluster:
         *,
         token: str | None = None,
         url: str | None = None,
+        http: httpx.Client | None = None,
         **query: Any,
     ) -> httpx.Response:
         """One REST call by a user, or by the server for user None."""
-        return self.http.request(
+        return (http or self.http).request(
             method,
             (url or self.url(node)) + path,
             params={"api_key": self.up.ready["api_key"], **query},
@@ -171,8 +172,11 @@ class Cluster:
         self.call(None, 1, "POST", f"/channels/messaging/{channel}/query", {"data": data}).raise_for_status()
         return channel
 
-    def send(self, user: str | None, node: int, channel: str, **message: Any) -> httpx.Response:
-        return self.call(user, node, "POST", f"/channels/messaging/{channel}/message", {"message": message})
+    def send(
+        self, user: str | None, node: int, channel: str, *, http: httpx.Client | None = None, **message: Any
+    ) -> httpx.Response:
+        path = f"/channels/messaging/{channel}/message"
+        return self.call(user, node, "POST", path, {"message": message}, http=http)
 
     def watch(self, client: "Client", channel: str, node: int) -> httpx.Response:
         """Asks `node` to make the client's socket a watcher; the answer is the channel's state."""

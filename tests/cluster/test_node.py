@@ -2,9 +2,11 @@
 
 import json
 import socket
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 
 
@@ -79,12 +81,26 @@ def test_watching_starts_before_the_snapshot_is_taken(shared, connected, name):
     """What is sent while the watch is being set up is in the snapshot or comes live, never in neither."""
     user = name("alice")
     channel = shared.make_channel(user)
-    client = connected(shared, user, 2)
-    before = shared.send(None, 1, channel, id=name("m"), text="x", user_id=user).json()["message"]["id"]
-    state = shared.watch(client, channel, node=3).json()
-    after = shared.send(None, 1, channel, id=name("m"), text="x", user_id=user).json()["message"]["id"]
-    assert [message["id"] for message in state["messages"]] == [before]
-    assert message_new(client.until(message=after)) == [after]
+    sent, done = [], threading.Event()
+
+    def keep_sending():
+        with httpx.Client() as http:
+            while not done.is_set():
+                answer = shared.send(None, 1, channel, text="x", user_id=user, http=http)
+                sent.append(answer.json()["message"]["id"])
+
+    sending = threading.Thread(target=keep_sending)
+    sending.start()
+    try:
+        clients = [connected(shared, user, 2, max_queue=None) for _ in range(20)]
+        snapshots = [shared.watch(client, channel, node=3).json()["messages"] for client in clients]
+    finally:
+        done.set()
+        sending.join()
+    marker = shared.send(None, 2, channel, text="marker", user_id=user).json()["message"]["id"]
+    for client, snapshot in zip(clients, snapshots, strict=True):
+        seen = [message["id"] for message in snapshot] + message_new(client.until(message=marker))
+        assert set(sent[sent.index(seen[0]) :]) <= set(seen)
 
 
 def test_a_connection_that_no_node_knows_is_code_46(shared, name):
