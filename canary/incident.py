@@ -294,7 +294,8 @@ class _Case:
         """Take an outcome on an affected route as evidence for or against the end of the failure."""
         affected = passage.route in self._affected
         if affected and event.live in (Live.OVERDUE, Live.MISSED):
-            self._missed_at = event.at
+            # Quiet begins when the last missing heartbeat was due: all later ones arrived, or are not yet missing.
+            self._missed_at = max(event.due_at, self._missed_at or event.due_at)
         if affected and event.live is Live.EXPECTED:
             passage.message = self._messages.setdefault(passage.heartbeat, _Message())
             passage.message.open += 1
