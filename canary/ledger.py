@@ -473,8 +473,8 @@ def _judge(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
 
 
 def _judge_arrival(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
-    if file.answered_at is None and not file.expired:
-        return None
+    if file.answered_at is None and not file.expired and passage.settled is None:
+        return None  # the answer may yet name the accepting node
     if file.is_late(passage):
         return Verdict.LATE, "arrived after the deadline"
     if file.node is None:

@@ -1,0 +1,751 @@
+"""The ledger says of every heartbeat on every route what became of it, and never more than is known."""
+
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+import pytest
+
+from canary.config import Heartbeats
+from canary.events import (
+    Acked,
+    Attached,
+    AuditDue,
+    Canary,
+    CanaryName,
+    Closed,
+    Detached,
+    End,
+    Fact,
+    Finding,
+    Flag,
+    Heartbeat,
+    HeartbeatId,
+    Live,
+    Looked,
+    Oracle,
+    Outcome,
+    Received,
+    Refused,
+    Resumed,
+    Route,
+    Sent,
+    Settled,
+    Skipped,
+    Stalled,
+    Stamp,
+    Unanswered,
+    Verdict,
+)
+from canary.ledger import AUDIT_EVERY_S, LAST_ANSWER_S, REMEMBERED_MAX, Ledger
+
+TIMES = Heartbeats(period_s=1, deadline_s=5, pause_allowance_s=3, audit_window_s=10)
+DEADLINE, PATIENCE = 5, 15
+"""Seconds after the intended time."""
+SENDER, FAR, AFAR = CanaryName("one"), CanaryName("two"), CanaryName("three")
+NODES = {SENDER: "node-1", FAR: "node-2", AFAR: "node-3"}
+ANSWER_S = 0.05
+"""What the auditor takes."""
+
+
+def canary(name: CanaryName, sends: bool = False) -> Canary:
+    return Canary(name, "us-east", "us-east", f"http://{NODES[name]}", sends)
+
+
+@dataclass
+class Rig:
+    """A ledger, its clock, and an auditor who asks a store and a replay. Times count from the first heartbeat's due time."""
+
+    receivers: tuple[CanaryName, ...] = (SENDER, FAR)
+    store: bool | None = True
+    """What the store says of every heartbeat; None: it cannot be asked."""
+    replay: bool | None = True
+    now: float = 0.0
+    findings: list[Finding] = field(default_factory=list)
+    sent: int = 0
+    answers: list[tuple[float, int, Fact]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        canaries = [canary(name, sends=name == SENDER) for name in NODES]
+        routes = [Route(SENDER, receiver) for receiver in self.receivers]
+        self.ledger = Ledger(canaries, routes, TIMES)
+        for receiver in self.receivers:
+            self.attach(receiver, NODES[receiver])
+
+    # the world
+
+    def attach(self, name: CanaryName, node: str, build: str = "good-1") -> None:
+        self.tell(Attached(name, self.now, node, build, f"{name} at {node}"))
+
+    def detach(self, name: CanaryName) -> None:
+        self.tell(Detached(name, self.now, "the node went away"))
+
+    def stall(self, lasted_s: float) -> None:
+        """The agent neither hears nor asks for so long; then it learns of the stall before anything else."""
+        self.now += lasted_s
+        self.tell(Stalled(self.now, lasted_s))
+        self.take(self.ledger.advance(self.now))
+
+    def send(self, answered: bool = True) -> Heartbeat:
+        due_at = self.now
+        name = HeartbeatId(f"e.{SENDER}.{self.sent}")
+        heartbeat = Heartbeat(name, SENDER, "us-east", self.sent, due_at, due_at)
+        self.sent += 1
+        self.tell(Sent(heartbeat, due_at))
+        if answered:
+            self.ack(heartbeat)
+        return heartbeat
+
+    def ack(self, heartbeat: Heartbeat, node: str = "node-1", build: str = "good-1") -> None:
+        self.tell(Acked(heartbeat.id, self.now, node, build))
+
+    def hear(self, heartbeat: Heartbeat, *receivers: CanaryName, intact: bool = True) -> None:
+        for receiver in receivers:
+            self.tell(Received(heartbeat.id, receiver, self.now, Stamp.KERNEL, intact))
+
+    def look(self, heartbeat: Heartbeat, oracle: Oracle, found: bool) -> None:
+        self.tell(Looked(heartbeat.id, oracle, found, self.now, self.now, "node-2"))
+
+    def until(self, at: float) -> None:
+        """Time passes: the ledger is woken whenever it asked to be, and the auditor answers."""
+        while True:
+            wake_at = self.ledger.next_deadline()
+            answer_at = self.answers[0][0] if self.answers else None
+            nearest = min((when for when in (wake_at, answer_at) if when is not None), default=None)
+            if nearest is None or nearest > at:
+                break
+            self.now = max(self.now, nearest)
+            if nearest == answer_at:
+                self.tell(heappop(self.answers)[2])
+            else:
+                self.take(self.ledger.advance(self.now))
+        self.now = at
+
+    def tell(self, fact: Fact) -> None:
+        self.take(self.ledger.observe(fact))
+
+    def take(self, findings: list[Finding]) -> None:
+        self.findings += findings
+        for finding in findings:
+            if isinstance(finding, AuditDue):
+                self.audit(finding)
+
+    def audit(self, question: AuditDue) -> None:
+        for oracle in question.oracles:
+            found = self.store if oracle is Oracle.STORED else self.replay
+            if found is not None:
+                answer = Looked(
+                    question.heartbeat.id, oracle, found, question.at, question.at + ANSWER_S, "node-2"
+                )
+                heappush(self.answers, (answer.at, len(self.findings) * 10 + len(self.answers), answer))
+
+    # what the ledger said
+
+    def settled(self, heartbeat: Heartbeat, receiver: CanaryName = FAR) -> list[Settled]:
+        return [
+            finding
+            for finding in self.findings
+            if isinstance(finding, Settled)
+            and (finding.heartbeat, finding.route.receiver) == (heartbeat.id, receiver)
+        ]
+
+    def verdicts(self, heartbeat: Heartbeat, receiver: CanaryName = FAR) -> list[Verdict]:
+        return [one.verdict for one in self.settled(heartbeat, receiver)]
+
+    def lives(self, heartbeat: Heartbeat, receiver: CanaryName = FAR) -> list[Live]:
+        return [one.live for one in self.outcomes(heartbeat, receiver)]
+
+    def outcomes(self, heartbeat: Heartbeat, receiver: CanaryName = FAR) -> list[Outcome]:
+        return [
+            finding
+            for finding in self.findings
+            if isinstance(finding, Outcome)
+            and (finding.heartbeat, finding.route.receiver) == (heartbeat.id, receiver)
+        ]
+
+    def records(self, heartbeat: Heartbeat) -> list[Closed]:
+        return [one for one in self.findings if isinstance(one, Closed) and one.heartbeat == heartbeat]
+
+    def questions(self) -> list[AuditDue]:
+        return [one for one in self.findings if isinstance(one, AuditDue)]
+
+
+# --- delivered and late --------------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_that_arrives_in_time_is_delivered_with_its_latency_from_the_intended_time():
+    rig = Rig()
+    beat = rig.send()
+    rig.until(0.25)
+    rig.hear(beat, SENDER, FAR)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.ARRIVED]
+    assert rig.outcomes(beat)[-1].latency_s == 0.25
+    [settled] = rig.settled(beat)
+    assert (settled.verdict, settled.latency_s, settled.stamp) == (Verdict.DELIVERED, 0.25, Stamp.KERNEL)
+    assert settled.stored is None
+    assert rig.ledger.unsettled == 0
+    rig.until(60)
+    assert rig.questions() == []
+
+
+def test_a_heartbeat_closes_when_its_last_route_has_settled_and_the_record_holds_them_all():
+    rig = Rig()
+    beat = rig.send()
+    rig.hear(beat, SENDER)
+    assert rig.records(beat) == []
+    rig.hear(beat, FAR)
+    [record] = rig.records(beat)
+    assert [one.route.receiver for one in record.settled] == [SENDER, FAR]
+    assert (record.answer, record.node, record.build) == ("accepted", "node-1", "good-1")
+
+
+def test_the_deadline_itself_is_in_time():
+    rig = Rig()
+    beat = rig.send()
+    rig.until(DEADLINE - 0.01)
+    rig.now = DEADLINE
+    rig.hear(beat, FAR)
+    assert rig.verdicts(beat) == [Verdict.DELIVERED]
+    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE, Live.ARRIVED]
+
+
+def test_a_sender_that_was_late_itself_does_not_shorten_the_time_the_shard_has():
+    rig = Rig()
+    heartbeat = Heartbeat(HeartbeatId("e.one.0"), SENDER, "us-east", 0, due_at=-0.4, due_wall=-0.4)
+    rig.tell(Sent(heartbeat, 0.0))
+    rig.ack(heartbeat)
+    rig.until(4.8)
+    rig.hear(heartbeat, FAR)
+    assert rig.verdicts(heartbeat) == [Verdict.DELIVERED]
+    assert rig.settled(heartbeat)[0].latency_s == pytest.approx(5.2)
+
+
+def test_what_arrives_after_the_deadline_was_undelivered_and_is_upgraded_to_late():
+    rig = Rig()
+    beat = rig.send()
+    rig.hear(beat, SENDER)
+    rig.until(7)
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED]
+    rig.hear(beat, FAR)
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED, Verdict.LATE]
+    assert rig.settled(beat)[-1].upgrades is Verdict.UNDELIVERED
+    first, second = rig.records(beat)
+    assert [one.verdict for one in first.settled] == [Verdict.DELIVERED, Verdict.UNDELIVERED]
+    assert [one.verdict for one in second.settled] == [Verdict.DELIVERED, Verdict.LATE]
+
+
+def test_for_the_detector_a_missed_heartbeat_stays_missed_though_it_arrives_later():
+    rig = Rig()
+    beat = rig.send()
+    rig.until(7)
+    rig.hear(beat, FAR)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE, Live.MISSED]
+
+
+def test_a_late_arrival_that_is_told_before_the_deadline_is_counts_as_missed_once():
+    rig = Rig()
+    beat = rig.send()
+    rig.until(4)
+    rig.now = DEADLINE + 0.1
+    rig.hear(beat, FAR)
+    rig.until(30)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE, Live.MISSED]
+    assert rig.verdicts(beat) == [Verdict.LATE]
+
+
+# --- undelivered, unreplayed, lost ---------------------------------------------------------------------------------
+
+
+def test_stored_and_replayed_but_not_heard_is_undelivered_at_the_deadline():
+    rig = Rig()
+    beat = rig.send()
+    rig.until(DEADLINE)
+    [settled] = rig.settled(beat)
+    assert (settled.verdict, settled.stored, settled.replayed) == (Verdict.UNDELIVERED, True, True)
+    assert settled.at == DEADLINE
+    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE, Live.MISSED]
+
+
+def test_stored_but_not_replayed_is_unreplayed_when_the_audit_window_is_over():
+    rig = Rig(replay=False)
+    beat = rig.send()
+    rig.until(PATIENCE)
+    assert rig.verdicts(beat) == []
+    rig.until(PATIENCE + ANSWER_S)
+    assert rig.verdicts(beat) == [Verdict.UNREPLAYED]
+
+
+def test_accepted_and_nowhere_to_be_found_is_lost_when_the_audit_window_is_over():
+    rig = Rig(store=False, replay=False)
+    beat = rig.send()
+    rig.until(PATIENCE + ANSWER_S)
+    [settled] = rig.settled(beat)
+    assert (settled.verdict, settled.stored, settled.replayed) == (Verdict.LOST, False, False)
+    assert settled.at == PATIENCE + ANSWER_S
+
+
+def test_lost_says_so_when_the_replay_still_has_it():
+    rig = Rig(store=False, replay=True)
+    beat = rig.send()
+    rig.until(PATIENCE + 1)
+    assert rig.settled(beat)[0].reason == "accepted, and not in the store; the replay has it"
+
+
+def test_a_store_that_lags_within_the_audit_window_has_lost_nothing():
+    rig = Rig(store=False)
+    beat = rig.send()
+    rig.until(PATIENCE - 2)
+    rig.store = True
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED]
+
+
+def test_a_no_from_before_the_end_of_the_audit_window_proves_nothing():
+    rig = Rig(store=False, replay=False)
+    beat = rig.send()
+    rig.until(PATIENCE - 3)
+    rig.store = rig.replay = None
+    rig.until(60)
+    [settled] = rig.settled(beat)
+    assert (settled.verdict, settled.stored) == (Verdict.UNDELIVERED, None)
+    assert settled.reason == "no receipt; the store could not be asked"
+    assert settled.at == PATIENCE + LAST_ANSWER_S
+
+
+def test_a_stall_of_the_agent_gives_the_store_no_less_time():
+    rig = Rig(store=False, replay=False)
+    beat = rig.send()
+    rig.until(DEADLINE + 1)
+    rig.answers.clear()
+    rig.stall(60)
+    assert rig.verdicts(beat) == []
+    rig.store = rig.replay = True
+    rig.answers.clear()
+    rig.until(rig.now + AUDIT_EVERY_S + ANSWER_S)
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED]
+
+
+def test_an_oracle_that_answers_yes_after_all_takes_the_loss_back():
+    rig = Rig(store=False, replay=False)
+    beat = rig.send()
+    rig.until(20)
+    assert rig.verdicts(beat) == [Verdict.LOST]
+    rig.look(beat, Oracle.STORED, True)
+    assert rig.verdicts(beat) == [Verdict.LOST, Verdict.UNREPLAYED]
+    assert rig.settled(beat)[-1].upgrades is Verdict.LOST
+
+
+def test_where_the_replay_cannot_be_asked_what_is_stored_is_undelivered():
+    rig = Rig(replay=None)
+    beat = rig.send()
+    rig.until(60)
+    assert rig.settled(beat)[0].reason == "no receipt; stored; the replay could not be asked"
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED]
+
+
+# --- what the shard answered ---------------------------------------------------------------------------------------
+
+
+def test_an_arrival_before_the_answer_waits_for_it_and_then_carries_the_accepting_node():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    rig.hear(beat, FAR)
+    assert rig.lives(beat) == [Live.EXPECTED]
+    rig.until(0.2)
+    rig.ack(beat, node="node-3", build="good-2")
+    [_, arrived] = rig.outcomes(beat)
+    assert arrived.live is Live.ARRIVED
+    assert arrived.labels.sender == End("us-east", "node-3", "good-2")
+    assert rig.settled(beat)[0].labels.sender.node == "node-3"
+
+
+def test_behind_a_front_door_the_accepting_node_counts_and_not_the_one_of_the_senders_session():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    assert rig.outcomes(beat)[0].labels.sender.node == "node-1"
+    rig.ack(beat, node="node-2")
+    rig.until(DEADLINE)
+    assert rig.outcomes(beat)[-1].labels.sender.node == "node-2"
+    assert rig.settled(beat)[0].labels.sender.node == "node-2"
+
+
+def test_a_receiver_that_moved_while_the_heartbeat_was_under_way_is_named_where_it_heard_it():
+    rig = Rig()
+    beat = rig.send()
+    rig.detach(FAR)
+    rig.attach(FAR, "node-3", "good-2")
+    rig.hear(beat, FAR)
+    assert rig.settled(beat)[0].labels.receiver == End("us-east", "node-3", "good-2")
+
+
+def test_a_refused_heartbeat_is_rejected_on_every_route_at_once_and_never_a_miss():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    rig.tell(Refused(beat.id, 0.1, "429 too many requests"))
+    for receiver in (SENDER, FAR):
+        assert rig.verdicts(beat, receiver) == [Verdict.REJECTED]
+        assert rig.lives(beat, receiver) == [Live.EXPECTED, Live.EXCUSED]
+    assert rig.settled(beat)[0].reason == "429 too many requests"
+    assert rig.ledger.unsettled == 0
+    assert rig.questions() == []
+
+
+def test_a_refused_heartbeat_that_arrives_all_the_same_is_delivered_and_the_reason_says_so():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    rig.tell(Refused(beat.id, 0.1, "500"))
+    rig.hear(beat, FAR)
+    assert rig.verdicts(beat) == [Verdict.REJECTED, Verdict.DELIVERED]
+    assert rig.settled(beat)[-1].reason == "arrived although the send said: 500"
+
+
+def unanswered(rig: Rig) -> Heartbeat:
+    beat = rig.send(answered=False)
+    rig.until(1)
+    rig.tell(Unanswered(beat.id, 1, "timed out"))
+    return beat
+
+
+def test_a_send_without_an_answer_excuses_silence_until_the_oracles_have_spoken():
+    rig = Rig()
+    beat = unanswered(rig)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
+    assert rig.verdicts(beat) == []
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED]
+
+
+def test_unanswered_and_not_stored_was_rejected():
+    rig = Rig(store=False, replay=False)
+    beat = unanswered(rig)
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.REJECTED]
+    assert rig.settled(beat)[0].reason == "timed out; nothing was stored"
+
+
+def test_unanswered_and_nobody_to_ask_stays_unknown():
+    rig = Rig(store=None, replay=None)
+    beat = unanswered(rig)
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.UNACKED]
+
+
+def test_unanswered_but_heard_is_delivered():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    rig.hear(beat, FAR)
+    rig.tell(Unanswered(beat.id, 1, "timed out"))
+    assert rig.lives(beat) == [Live.EXPECTED, Live.ARRIVED]
+    assert rig.settled(beat)[0].reason == "arrived although the send said: timed out"
+
+
+def test_what_one_receiver_heard_was_accepted_so_that_its_absence_from_the_store_is_a_loss():
+    rig = Rig(store=False, replay=False)
+    beat = unanswered(rig)
+    rig.hear(beat, SENDER)
+    rig.until(60)
+    assert rig.verdicts(beat, FAR) == [Verdict.LOST]
+
+
+def test_no_answer_by_the_deadline_is_no_evidence_against_the_fan_out():
+    rig = Rig(store=False, replay=False)
+    beat = rig.send(answered=False)
+    rig.until(DEADLINE)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE, Live.EXCUSED]
+    rig.tell(Unanswered(beat.id, DEADLINE + 0.1, "timed out"))
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.REJECTED]
+
+
+def test_an_arrival_whose_send_is_never_answered_counts_at_the_deadline_and_settles_in_the_end():
+    rig = Rig(receivers=(FAR,))
+    beat = rig.send(answered=False)
+    rig.hear(beat, FAR)
+    rig.until(DEADLINE)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.ARRIVED]
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.DELIVERED]
+    assert rig.questions() == []
+
+
+# --- excuses -------------------------------------------------------------------------------------------------------
+
+
+def test_a_receiver_without_a_session_is_not_expected_to_hear():
+    rig = Rig()
+    rig.detach(FAR)
+    beat = rig.send()
+    assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.DETACHED]
+    assert rig.settled(beat)[0].replayed is True
+
+
+def test_a_receiver_that_never_attached_is_detached_with_unknown_labels():
+    rig = Rig(receivers=(SENDER,))
+    rig.ledger = Ledger([canary(SENDER, True), canary(FAR)], [Route(SENDER, FAR)], TIMES)
+    beat = rig.send()
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.DETACHED]
+    assert rig.settled(beat)[0].labels.receiver == End("us-east", "unknown", "unknown")
+
+
+def test_a_session_that_ends_while_a_heartbeat_is_under_way_excuses_it():
+    rig = Rig()
+    beat = rig.send()
+    rig.detach(FAR)
+    rig.attach(FAR, "node-3")
+    rig.until(60)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
+    assert rig.verdicts(beat) == [Verdict.DETACHED]
+    assert rig.settled(beat)[0].reason == "the node went away"
+
+
+def test_a_session_that_ends_after_the_deadline_takes_no_miss_back():
+    rig = Rig(replay=None)
+    beat = rig.send()
+    rig.until(DEADLINE + 1)
+    rig.detach(FAR)
+    rig.until(60)
+    assert rig.lives(beat)[-1] is Live.MISSED
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED]
+
+
+def test_a_detached_receivers_heartbeat_that_is_not_stored_is_lost_all_the_same():
+    rig = Rig(store=False, replay=False)
+    rig.detach(FAR)
+    beat = rig.send()
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.LOST]
+
+
+def test_a_detached_receiver_of_a_heartbeat_that_nobody_stored_after_a_timed_out_send_saw_a_rejection():
+    rig = Rig(store=False, replay=False)
+    rig.detach(FAR)
+    beat = unanswered(rig)
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.REJECTED]
+
+
+def test_a_heartbeat_that_arrives_on_the_next_session_is_delivered():
+    rig = Rig()
+    beat = rig.send()
+    rig.detach(FAR)
+    rig.attach(FAR, "node-3")
+    rig.until(1)
+    rig.hear(beat, FAR)
+    assert rig.verdicts(beat) == [Verdict.DELIVERED]
+
+
+def test_what_a_stalled_agent_did_not_see_is_void():
+    rig = Rig()
+    beat = rig.send()
+    rig.hear(beat, SENDER)
+    rig.until(1)
+    rig.stall(3)
+    rig.until(60)
+    assert rig.lives(beat, SENDER) == [Live.EXPECTED, Live.ARRIVED]
+    assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
+    assert rig.verdicts(beat) == [Verdict.VOID]
+
+
+def test_what_the_kernel_dated_during_a_stall_is_judged_by_that_date():
+    rig = Rig()
+    beat = rig.send()
+    rig.stall(30)
+    rig.tell(Received(beat.id, FAR, 0.1, Stamp.KERNEL, True))
+    assert rig.verdicts(beat) == [Verdict.DELIVERED]
+    assert rig.settled(beat)[0].latency_s == 0.1
+
+
+def test_heartbeats_sent_after_a_stall_or_a_reconnect_are_expected_again():
+    rig = Rig()
+    rig.detach(FAR)
+    rig.stall(3)
+    rig.attach(FAR, "node-2")
+    beat = rig.send()
+    rig.until(rig.now + DEADLINE)
+    assert rig.lives(beat)[-1] is Live.MISSED
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------
+
+
+def flags(rig: Rig, beat: Heartbeat) -> frozenset[Flag]:
+    return rig.settled(beat)[-1].flags
+
+
+def test_a_second_receipt_is_flagged_once_and_the_verdict_stays():
+    rig = Rig(receivers=(FAR,))
+    beat = rig.send()
+    for _ in range(3):
+        rig.hear(beat, FAR)
+    assert flags(rig, beat) == {Flag.DUPLICATED}
+    assert rig.verdicts(beat) == [Verdict.DELIVERED, Verdict.DELIVERED]
+    assert rig.settled(beat)[-1].upgrades is Verdict.DELIVERED
+    assert len(rig.records(beat)) == 2
+    assert rig.records(beat)[-1].settled[0].flags == {Flag.DUPLICATED}
+
+
+def test_what_does_not_match_its_digest_is_flagged_also_when_only_the_second_copy_does_not():
+    rig = Rig()
+    first, second = rig.send(), rig.send()
+    rig.hear(first, FAR, intact=False)
+    rig.hear(second, FAR)
+    rig.hear(second, FAR, intact=False)
+    assert flags(rig, first) == {Flag.CORRUPTED}
+    assert flags(rig, second) == {Flag.DUPLICATED, Flag.CORRUPTED}
+
+
+def test_a_heartbeat_that_a_later_one_overtook_is_flagged_on_that_route_alone():
+    rig = Rig()
+    first = rig.send()
+    rig.until(1)
+    second = rig.send()
+    rig.hear(second, FAR)
+    rig.hear(first, SENDER, FAR)
+    rig.hear(second, SENDER)
+    assert flags(rig, first) == {Flag.REORDERED}
+    assert flags(rig, second) == frozenset()
+    assert rig.settled(first, SENDER)[-1].flags == frozenset()
+
+
+def test_a_sequence_that_starts_anew_with_the_agent_is_no_reordering():
+    rig = Rig()
+    left = Heartbeat(HeartbeatId("old.one.900"), SENDER, "us-east", 900, due_at=-1, due_wall=-1)
+    rig.tell(Resumed(left, 0))
+    rig.hear(left, FAR)
+    beat = rig.send()
+    rig.hear(beat, FAR)
+    assert flags(rig, beat) == frozenset()
+
+
+# --- restart -------------------------------------------------------------------------------------------------------
+
+
+def resumed(rig: Rig, due_at: float, sender: CanaryName = SENDER) -> Heartbeat:
+    beat = Heartbeat(HeartbeatId(f"old.{sender}.9"), sender, "us-east", 9, due_at, due_at)
+    rig.tell(Resumed(beat, rig.now))
+    return beat
+
+
+def test_a_heartbeat_of_an_earlier_run_is_void_and_the_detector_never_hears_of_it():
+    rig = Rig()
+    beat = resumed(rig, due_at=-60)
+    rig.until(1)
+    assert rig.verdicts(beat) == [Verdict.VOID]
+    assert rig.settled(beat)[0].reason == "the agent restarted"
+    assert rig.lives(beat) == []
+
+
+def test_a_heartbeat_that_was_never_sent_before_the_agent_was_killed_is_void_and_not_rejected():
+    rig = Rig(store=False, replay=False)
+    beat = resumed(rig, due_at=-60)
+    rig.until(1)
+    assert rig.verdicts(beat) == [Verdict.VOID]
+
+
+def test_a_restart_that_is_quicker_than_the_deadline_still_hears_in_time_and_gives_the_store_its_window():
+    rig = Rig(store=False, replay=False)
+    beat = resumed(rig, due_at=-1)
+    rig.hear(beat, SENDER)
+    rig.until(PATIENCE - 1.01)
+    assert rig.verdicts(beat, FAR) == []
+    rig.until(60)
+    assert rig.verdicts(beat, SENDER) == [Verdict.DELIVERED]
+    assert rig.verdicts(beat, FAR) == [Verdict.LOST]
+
+
+def test_what_arrives_after_its_verdict_is_upgraded_though_no_answer_ever_comes():
+    rig = Rig()
+    beat = resumed(rig, due_at=-60)
+    rig.until(1)
+    rig.hear(beat, FAR)
+    assert rig.verdicts(beat) == [Verdict.VOID, Verdict.LATE]
+
+
+def test_a_heartbeat_of_a_sender_that_is_no_longer_planned_closes_at_once():
+    rig = Rig()
+    beat = resumed(rig, due_at=-60, sender=CanaryName("gone"))
+    assert len(rig.records(beat)) == 1
+    assert rig.ledger.unsettled == 0
+    rig.until(60)
+    assert rig.questions() == []
+
+
+# --- the audit -----------------------------------------------------------------------------------------------------
+
+
+def test_the_audit_begins_at_the_pause_allowance_and_asks_for_those_that_miss_it():
+    rig = Rig()
+    beat = rig.send()
+    rig.hear(beat, SENDER)
+    rig.until(3)
+    [question] = rig.questions()
+    assert (question.heartbeat, question.receivers, question.at) == (beat, (FAR,), 3)
+    assert question.oracles == (Oracle.STORED, Oracle.REPLAYED)
+
+
+def test_an_oracle_that_said_yes_is_not_asked_again_and_the_other_is_asked_every_second():
+    rig = Rig(replay=None)
+    rig.send()
+    rig.until(60)
+    first, *later = rig.questions()
+    assert first.oracles == (Oracle.STORED, Oracle.REPLAYED)
+    assert {question.oracles for question in later} == {(Oracle.REPLAYED,)}
+    times = [question.at for question in rig.questions()]
+    assert times == [3, 4, *range(DEADLINE, PATIENCE + int(LAST_ANSWER_S))]
+
+
+def test_an_answer_that_is_told_before_the_deadline_is_leaves_the_miss_to_be_said():
+    rig = Rig(store=None, replay=None)
+    beat = rig.send()
+    rig.until(DEADLINE - 0.5)
+    rig.now = DEADLINE + 0.001
+    rig.look(beat, Oracle.STORED, True)
+    rig.look(beat, Oracle.REPLAYED, True)
+    rig.until(60)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE, Live.MISSED]
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED]
+
+
+# --- bounds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_skipped_slot_and_facts_about_strangers_conclude_nothing():
+    rig = Rig()
+    before = len(rig.findings)
+    stranger = HeartbeatId("x.y.1")
+    rig.tell(Skipped(SENDER, 1, 0, 0, "no session"))
+    rig.tell(Received(stranger, FAR, 0, Stamp.USER, True))
+    rig.tell(Acked(stranger, 0, "node-1", "good-1"))
+    rig.hear(rig.send(), AFAR)
+    assert [one for one in rig.findings[before:] if not isinstance(one, Outcome)] == []
+
+
+def test_a_sender_without_a_route_is_a_fault_of_the_plan():
+    rig = Rig()
+    beat = Heartbeat(HeartbeatId("e.two.0"), FAR, "us-east", 0, 0, 0)
+    with pytest.raises(AssertionError, match="nobody listens"):
+        rig.tell(Sent(beat, 0))
+
+
+def test_closed_heartbeats_are_remembered_up_to_a_bound_and_then_nobodys():
+    rig = Rig(receivers=(FAR,))
+    first, *_ = beats = [rig.send() for _ in range(REMEMBERED_MAX + 1)]
+    for beat in beats:
+        rig.hear(beat, FAR)
+    told = len(rig.findings)
+    rig.hear(first, FAR)
+    assert len(rig.findings) == told
+    rig.hear(beats[1], FAR)
+    assert flags(rig, beats[1]) == {Flag.DUPLICATED}
+
+
+def test_nothing_waits_for_ever_on_a_shard_that_answers_nothing():
+    rig = Rig(store=None, replay=None)
+    for second in range(5):
+        rig.until(second)
+        rig.send(answered=False)
+    rig.until(5 + PATIENCE + LAST_ANSWER_S)
+    assert rig.ledger.unsettled == 0
+    assert rig.ledger.next_deadline() is None
