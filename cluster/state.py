@@ -113,9 +113,13 @@ def clean_up(path: Path) -> None:
 
 def _refuse_foreign(path: Path) -> None:
     # A directory that gets removed in the end had better be ours.
-    if path.exists() and not path.is_dir():
-        raise StateError(f"{path} is not a directory")
-    if path.exists() and any(path.iterdir()) and not (path / LOCK).exists():
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise StateError(f"{path} is not a directory") from None
+    if names and LOCK not in names:
         raise StateError(f"{path} holds something that is not a cluster's state; choose another --state")
 
 

@@ -29,6 +29,9 @@ ANSWER_TIMEOUT_S = 2.5
 # A Raft election takes 4 to 9 s in nats-server; the first one of a fresh cluster is usually won at once.
 STREAM_READY_TIMEOUT_S = 20.0
 RETRY_PAUSE_S = 0.1
+# The nats-server that feeds a node may die. Two missed heartbeats later the node takes another; until then its reads
+# fail, since they would be stale.
+HEARTBEAT_S = 1.0
 # How long a repeated message id is recognised by JetStream itself; the view knows for longer.
 DUPLICATE_WINDOW_S = 120.0
 
@@ -93,7 +96,9 @@ class Store:
         async def on_stored(message: Msg) -> None:
             apply(message.metadata.sequence.stream, msgspec.json.decode(message.data))
 
-        await self._stream.subscribe("chat.>", stream=STREAM, ordered_consumer=True, cb=on_stored)
+        await self._stream.subscribe(
+            "chat.>", stream=STREAM, ordered_consumer=True, idle_heartbeat=HEARTBEAT_S, cb=on_stored
+        )
 
     async def append(self, event: dict[str, Any], identity: str | None = None) -> int:
         """Stores the event and returns its sequence number once a majority holds it.
