@@ -15,8 +15,8 @@ import trio
 from canary.drivers.stream import Network, Sockets, open_driver
 from canary.events import CanaryName, Event, IncidentId
 from canary.fleet import Fleet, run_fleet
+from canary.outputs.follower import trace_follower
 from canary.outputs.journal import Journal, open_journal, run_journal
-from canary.outputs.traces import trace_follower
 from canary.plan import Plan
 from canary.watch import Watch
 

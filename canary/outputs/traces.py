@@ -1,8 +1,8 @@
 """Traces: one per heartbeat, made after the fact from the journal, sent by OTLP over HTTP.
 
 Runs in a process of its own as a follower of the journal, with a cursor there: a collector that is slow or down costs a
-delay, never a trace, and encoding spans never takes the interpreter from the agent. The agent starts it by
-`trace_follower`; by hand:
+delay, never a trace, and encoding spans never takes the interpreter from the agent. `follower.py` keeps it running
+beside an agent; by hand:
 
     python -m canary.outputs.traces --journal PATH [--endpoint URL] [--successes SHARE] [--until-drained]
 
@@ -24,11 +24,9 @@ import fcntl
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
@@ -38,7 +36,6 @@ from types import FrameType
 from typing import TextIO
 
 import requests
-import trio
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk.resources import Resource
@@ -50,6 +47,7 @@ from opentelemetry.trace.status import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from canary.events import FAILED, Closed, Looked, Settled, Verdict
+from canary.outputs.follower import DRAIN_S
 from canary.outputs.journal import ClosedRow, Follower, JournalError, follow
 
 # --- the names -----------------------------------------------------------------------------------------------------
@@ -315,7 +313,6 @@ CURSOR = "traces"
 BATCH_MAX = 100  # heartbeats in one request: some 1,000 spans, half a megabyte
 POLL_S = 0.25
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 30.0
-DRAIN_S = 5.0  # at the end, so long for what is not yet exported: 20,000 spans to a healthy collector
 MALFORMED = frozenset({400, 413, 422})  # the answer is about the request, not about who sends it or when
 
 
@@ -502,83 +499,6 @@ def _wait_alone(lock: TextIO, stop: threading.Event) -> None:
 def _complain(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-# --- the agent's side ----------------------------------------------------------------------------------------------
-
-RESTART_FIRST_S, RESTART_MAX_S = 1.0, 30.0
-LIVED_WELL_S = 60.0  # an exporter that lived this long is restarted without delay
-
-
-@asynccontextmanager
-async def trace_follower(
-    journal: Path, endpoint: str | None, successes: float, say: Callable[[str], None]
-) -> AsyncIterator[None]:
-    """Keeps an exporter process beside the agent; restarts it when it dies; at the end lets it drain, DRAIN_S at most.
-
-    `say` gets its complaints, one line each. The journal must be there already.
-    """
-    command = [sys.executable, "-m", "canary.outputs.traces", "--journal", str(journal)]
-    command += ["--successes", str(successes), "--parent", str(os.getpid())]
-    command += ["--endpoint", endpoint] if endpoint else []
-    stopping = trio.Event()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_keep_following, command, stopping, say)
-        try:
-            yield
-        finally:
-            stopping.set()
-
-
-async def _keep_following(command: list[str], stopping: trio.Event, say: Callable[[str], None]) -> None:
-    """Shielded: a cancelled agent drains its traces too, and every wait after `stopping` is bounded."""
-    pause_s = RESTART_FIRST_S
-    with trio.CancelScope(shield=True):
-        while not stopping.is_set():
-            began_at = trio.current_time()
-            status = await _follow_once(command, stopping, say)
-            if stopping.is_set():
-                return
-            if trio.current_time() - began_at > LIVED_WELL_S:
-                pause_s = RESTART_FIRST_S
-            say(f"the trace exporter ended with status {status}; it starts again in {pause_s:.0f} s")
-            with trio.move_on_after(pause_s):
-                await stopping.wait()
-            pause_s = min(RESTART_MAX_S, pause_s * 2)
-
-
-async def _follow_once(command: list[str], stopping: trio.Event, say: Callable[[str], None]) -> int | None:
-    process = await trio.lowlevel.open_process(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the agent, which then lets this one drain
-    )
-    assert process.stderr is not None
-    async with trio.open_nursery() as enders:
-        enders.start_soon(_end_when, stopping, process)
-        await _repeat_lines(process.stderr, say)  # until it ends, or closes its mouth for ever
-        await process.wait()
-        enders.cancel_scope.cancel()
-    return process.returncode
-
-
-async def _repeat_lines(stderr: trio.abc.ReceiveStream, say: Callable[[str], None]) -> None:
-    rest = b""
-    async for chunk in stderr:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            say(f"traces: {line.decode(errors='replace')}")
-
-
-async def _end_when(stopping: trio.Event, process: trio.Process) -> None:
-    await stopping.wait()
-    process.terminate()
-    with trio.move_on_after(DRAIN_S + 1.0):
-        await process.wait()
-        return
-    process.kill()
 
 
 if __name__ == "__main__":

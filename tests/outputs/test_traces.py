@@ -14,8 +14,9 @@ import trio
 
 from canary.events import Flag, Route, Verdict
 from canary.outputs import traces
+from canary.outputs.follower import trace_follower
 from canary.outputs.journal import open_journal
-from canary.outputs.traces import BATCH_MAX, is_exported, spans_of, trace_follower
+from canary.outputs.traces import BATCH_MAX, is_exported, spans_of
 from tests.outputs.collector import HANG, Collector
 from tests.outputs.records import FAR, SENDER, WALL_OFFSET_S, closed, failed, heartbeat, labels, settled
 
@@ -333,7 +334,7 @@ AGENT = """
 import sys, trio
 from pathlib import Path
 from random import Random
-from canary.outputs.traces import trace_follower
+from canary.outputs.follower import trace_follower
 async def main():
     async with trace_follower(Path(sys.argv[1]), sys.argv[2], 1.0, print):
         await trio.sleep_forever()
