@@ -22,7 +22,13 @@ import jwt
 import msgspec
 import trio
 from websockets.client import ClientProtocol
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidStatus,
+    InvalidURI,
+)
 from websockets.frames import DATA_OPCODES, Frame
 from websockets.protocol import Event
 from websockets.trio.client import ClientConnection, connect
@@ -245,7 +251,7 @@ class StreamDriver:
         )
         try:
             websocket = await stack.enter_async_context(opening)
-        except (OSError, trio.BrokenResourceError, InvalidHandshake, ValueError) as error:
+        except (OSError, trio.BrokenResourceError, InvalidHandshake, InvalidURI, ValueError) as error:
             raise _handshake_error(error, canary.url, self._shard) from error
         assert isinstance(websocket, DatedConnection)
         return websocket
@@ -588,10 +594,9 @@ def _refused_attach(status: int, content: bytes | bytearray, where: str, shard: 
 
 
 def _handshake_error(error: Exception, url: str, shard: Shard) -> AttachError:
-    if isinstance(error, ValueError) and not isinstance(
-        error, OSError
-    ):  # a redirect cannot be followed on a stream of ours
-        return WrongProtocol(f"{url} does not speak Stream Chat's protocol: {error}")
+    if isinstance(error, InvalidURI | ValueError) and not isinstance(error, OSError):
+        # A redirect, which is not followed on a stream of ours; its text may hold the token, as the address does.
+        return WrongProtocol(f"{url} does not speak Stream Chat's protocol: it redirects elsewhere")
     if isinstance(error, InvalidStatus):
         return _refused_attach(
             error.response.status_code, error.response.body or b"", f"{url}/connect", shard
