@@ -128,28 +128,44 @@ class Detector:
             case Live.EXPECTED:
                 shard.expect(event)
             case Live.OVERDUE:
-                pass  # the age of an open heartbeat is known here at any moment
+                shard.overdue(event)
             case Live.ARRIVED | Live.MISSED | Live.EXCUSED:
                 shard.settle(event)
         if event.live is Live.MISSED:
             self._missed_at = event.at
 
     def _weigh(self, shard: "_Shard", now: float) -> Iterator[Alarm]:
-        forgiven = now - self._allowance_s
-        shard.suspect_rounds = shard.weigh(now)
-        shard.page_rounds = shard.weigh(forgiven)
+        strict = _Lens(now)
+        lenient = _Lens(now - self._allowance_s, overdue_only=True)
+        shard.suspect_rounds = shard.weigh(strict)
+        shard.page_rounds = shard.weigh(lenient)
         if shard.tier is Tier.OK and shard.suspect_rounds >= self._suspect_rounds:
-            yield shard.change(Tier.SUSPECT, now, as_of=now)
+            yield shard.change(Tier.SUSPECT, now, strict)
         if shard.tier is Tier.SUSPECT and shard.page_rounds >= self._page_rounds:
-            yield shard.change(Tier.PAGE, now, as_of=forgiven)
+            yield shard.change(Tier.PAGE, now, lenient)
         if shard.tier is Tier.SUSPECT and shard.suspect_rounds < CALM * self._suspect_rounds:
-            yield shard.change(Tier.OK, now, as_of=now)
+            yield shard.change(Tier.OK, now, strict)
 
     def _reset(self, shard: "_Shard", at: float) -> Alarm:
         for stream in shard.streams:
             stream.reset()
-        shard.suspect_rounds = shard.page_rounds = shard.weigh(-inf)
-        return shard.change(Tier.OK, at, as_of=-inf)
+        shard.suspect_rounds = shard.page_rounds = shard.weigh(SETTLED)
+        return shard.change(Tier.OK, at, SETTLED)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lens:
+    """How silence is seen: as if it were `as_of`, earlier than now by what is forgiven. For a page, a heartbeat's silence
+    counts only once the ledger calls it overdue: it may wait for an answer that says whether it was accepted at all."""
+
+    as_of: float
+    overdue_only: bool = False
+
+
+SETTLED = _Lens(-inf)
+"""All silence forgiven."""
+
+SILENT = (Live.EXPECTED, Live.OVERDUE, Live.MISSED)
 
 
 # --- a shard and its streams ---------------------------------------------------------------------------------------
@@ -197,7 +213,9 @@ class _Shard:
         self.period_s = period_s
         self.streams = streams
         self.tier = Tier.OK
-        self.suspect_rounds = self.page_rounds = sum(stream.weight * stream.weigh(-inf) for stream in streams)
+        self.suspect_rounds = self.page_rounds = sum(
+            stream.weight * stream.weigh(SETTLED) for stream in streams
+        )
         self._routes = [stream for stream in streams if len(stream.members) == 1]
         self._streams_of: dict[Route, list[_Stream]] = {}
         for stream in streams:
@@ -223,6 +241,10 @@ class _Shard:
             round_.settle(beat)
             stream.fold()
 
+    def overdue(self, event: Outcome) -> None:
+        """From now on this heartbeat's silence may page."""
+        self._open[event.heartbeat, event.route].live = event.live
+
     def stirs_at(self) -> float | None:
         """When this shard should be weighed next; heartbeats are opened in the order of their due times."""
         if self.tier is Tier.SUSPECT:
@@ -230,15 +252,15 @@ class _Shard:
         oldest = next(iter(self._open.values()), None)
         return None if oldest is None else oldest.due_at + QUIET_S
 
-    def weigh(self, as_of: float) -> float:
-        return sum(stream.weight * stream.weigh(as_of) for stream in self.streams)
+    def weigh(self, lens: _Lens) -> float:
+        return sum(stream.weight * stream.weigh(lens) for stream in self.streams)
 
-    def change(self, tier: Tier, now: float, as_of: float) -> Alarm:
+    def change(self, tier: Tier, now: float, lens: _Lens) -> Alarm:
         was, self.tier = self.tier, tier
         loudest = max(
-            self.streams, key=lambda stream: (stream.weight * stream.weigh(as_of), -stream.onset(as_of)[0])
+            self.streams, key=lambda stream: (stream.weight * stream.weigh(lens), -stream.onset(lens)[0])
         )
-        onset_at, loss = loudest.onset(as_of)
+        onset_at, loss = loudest.onset(lens)
         return Alarm(
             shard=self.name,
             tier=tier,
@@ -247,12 +269,12 @@ class _Shard:
             evidence_rounds=self.page_rounds if tier is Tier.PAGE else self.suspect_rounds,
             loss=loss,
             onset_at=min(onset_at, now),
-            routes=self._loud_routes(as_of),
+            routes=self._loud_routes(lens),
         )
 
-    def _loud_routes(self, as_of: float) -> tuple[Route, ...]:
+    def _loud_routes(self, lens: _Lens) -> tuple[Route, ...]:
         loud = [
-            (score, stream.members[0]) for stream in self._routes if (score := stream.weigh(as_of)) >= LOUD
+            (score, stream.members[0]) for stream in self._routes if (score := stream.weigh(lens)) >= LOUD
         ]
         return tuple(route for _, route in sorted(loud, key=lambda pair: -pair[0]))
 
@@ -303,30 +325,30 @@ class _Stream:
         while self._rounds and self._rounds[0].closed and not self._rounds[0].pending:
             round_ = self._rounds.popleft()
             if round_.beats:
-                surprise = round_.surprise(-inf)
+                surprise = round_.surprise(SETTLED)
                 self._scores = _capped(_bet(self._scores, surprise))
                 self._folded += 1
                 if round_.missed:
                     self._misses.append(round_.miss(self._folded, surprise))
 
-    def weigh(self, as_of: float) -> float:
-        """The mean score, were the world as now but silence only as old as it was `as_of`."""
-        return min(sum(self._replay(as_of)) / len(LOSSES), CEILING)
+    def weigh(self, lens: _Lens) -> float:
+        """The mean score, with the silence of the open rounds seen through `lens`."""
+        return min(sum(self._replay(lens)) / len(LOSSES), CEILING)
 
-    def _replay(self, as_of: float) -> _Scores:
+    def _replay(self, lens: _Lens) -> _Scores:
         scores = self._scores
         for round_ in self._rounds:
             if round_.beats:
-                scores = _bet(scores, round_.surprise(as_of))
+                scores = _bet(scores, round_.surprise(lens))
         return scores
 
-    def onset(self, as_of: float) -> tuple[float, float]:
+    def onset(self, lens: _Lens) -> tuple[float, float]:
         """When the loss began, and the share lost since: the first miss after the evidence for the likeliest loss was
         last at its floor. (inf, 0) when nothing was missed."""
-        scores = self._replay(as_of)
+        scores = self._replay(lens)
         q = LOSSES[max(range(len(LOSSES)), key=scores.__getitem__)]
         level, onset_at, first, last, lost = 0.0, inf, 0, 0, 0
-        for miss in (*self._misses, *self._open_misses(as_of)):
+        for miss in (*self._misses, *self._open_misses(lens)):
             level += (miss.number - last - 1) * log(1 - q)
             if level <= 0 or onset_at == inf:
                 level, onset_at, first, lost = 0.0, miss.due_at, miss.number, 0
@@ -336,10 +358,10 @@ class _Stream:
         total = (max(last, self._folded) - first + 1) * len(self.members)
         return onset_at, lost / total
 
-    def _open_misses(self, as_of: float) -> Iterable["_Miss"]:
+    def _open_misses(self, lens: _Lens) -> Iterable["_Miss"]:
         counted = [round_ for round_ in self._rounds if round_.beats]
         for number, round_ in enumerate(counted, self._folded + 1):
-            if (surprise := round_.surprise(as_of)) > 1:
+            if (surprise := round_.surprise(lens)) > 1:
                 yield round_.miss(number, surprise)
 
 
@@ -373,14 +395,16 @@ class _Beat:
     latencies: "_Latencies"
     live: Live = Live.EXPECTED
     rounds: list["_Round"] = field(default_factory=list)
-    _asked: float = -inf
-    _answer: float = 1.0
+    _seen_through: "_Lens | None" = None
+    _late: float = 1.0
 
-    def late(self, as_of: float) -> float:
+    def late(self, lens: "_Lens") -> float:
         """Probability that a healthy shard takes longer than the heartbeat's age."""
-        if self._asked != as_of:
-            self._asked, self._answer = as_of, self.latencies.survival(as_of - self.due_at)
-        return self._answer
+        if self._seen_through is not lens:
+            forgiven = lens.overdue_only and self.live is Live.EXPECTED
+            self._late = 1.0 if forgiven else self.latencies.survival(lens.as_of - self.due_at)
+            self._seen_through = lens
+        return self._late
 
 
 @dataclass(slots=True, eq=False)
@@ -408,7 +432,7 @@ class _Round:
         elif beat.live is Live.MISSED:
             self.missed += 1
 
-    def surprise(self, as_of: float) -> float:
+    def surprise(self, lens: _Lens) -> float:
         """1/P(somebody is missing, or still silent at this age, under health), by the union bound over the members;
         the members that arrived are part of the bound, for which of them did so is chance."""
         if not self.closed:
@@ -417,13 +441,13 @@ class _Round:
             return 1 / (len(self.beats) * self.tolerated)
         if not self.pending:
             return 0.0
-        if as_of <= self.beats[-1].due_at:
+        if lens.as_of <= self.beats[-1].due_at:
             return 1.0  # what the sum below would say at length
-        unlikely = sum([self.tolerated + beat.late(as_of) for beat in self.beats])
+        unlikely = sum([self.tolerated + beat.late(lens) for beat in self.beats])
         return 1 / min(unlikely, 1.0)
 
     def miss(self, number: int, surprise: float) -> "_Miss":
-        missing = [beat.due_at for beat in self.beats if beat.live in (Live.EXPECTED, Live.MISSED)]
+        missing = [beat.due_at for beat in self.beats if beat.live in SILENT]
         return _Miss(number, min(missing), len(missing), surprise)
 
 

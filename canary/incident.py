@@ -243,8 +243,9 @@ class _Case:
         self._missing: dict[HeartbeatId, int] = {}
         self._stale = False
         self._candidate: _Belief | None = None
+        self._kind_found: Verdict | None = None
         self._affected = set(incident.routes)
-        """Routes that were silent inside the scope; all of them must be seen to deliver again."""
+        """Routes that were silent inside the scope: their messages decide when it is over."""
         self._messages: dict[HeartbeatId, _Message] = {}
         self._loss = max((rule.inside.share for rule in incident.scope.rules), default=0.0)
         self._odds = 1.0
@@ -341,7 +342,10 @@ class _Case:
     def evaluate(self, audit: "_Audit") -> list[str]:
         """Bring `incident` up to date; return what has changed in it that people should hear of."""
         before = self.incident
-        kind, stored, replayed = audit.judge(self._missing, self._carried)
+        found, stored, replayed = audit.judge(self._missing, self._carried)
+        # The first answers come one by one: like a new scope, a new kind has to be found twice in a row.
+        kind = found if found is self._kind_found else before.kind
+        self._kind_found = found
         scope, earlier = self._scope()
         first = list(self._carried.examples) + list(islice(self._missing, EXAMPLES_MAX))
         last = [next(reversed(self._missing))] if self._missing else []

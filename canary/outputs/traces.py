@@ -360,7 +360,7 @@ class Exporter:
             return True
         if not self._failures:
             self.say(
-                f"the collector does not take traces ({self.collector.reason}); they wait in the journal"
+                f"no collector takes them at {self.collector.url} ({self.collector.reason}); they wait in the journal"
             )
         self._failures += 1
         return False
@@ -386,7 +386,7 @@ class Exporter:
     def _done(self, position: int, refused: int = 0) -> None:
         self.journal.advance_cursor(CURSOR, position, given_up=refused)
         if self._failures:
-            self.say("the collector takes traces again")
+            self.say("the collector takes them again")
         self._failures = 0
 
     def _spans(self, row: ClosedRow) -> list[ReadableSpan]:
@@ -400,6 +400,7 @@ class Collector:
     """The OTLP receiver, and what it answered last."""
 
     def __init__(self, endpoint: str | None) -> None:
+        self.url = endpoint or "the endpoint of OTEL_EXPORTER_OTLP_*"
         session = requests.Session()
         session.hooks["response"] = [self._answered]
         self._exporter = OTLPSpanExporter(
@@ -407,13 +408,16 @@ class Collector:
         )
         self.status: int | None = None
         self.reason = ""
+        self.took_last = True
 
     def take(self, spans: Sequence[ReadableSpan]) -> bool:
         """Whether it has these spans now. Blocks, at most as long as OTEL_EXPORTER_OTLP_TIMEOUT says."""
         if not spans:
             return True
         self.status, self.reason = None, "no answer"
-        return self._exporter.export(spans) is SpanExportResult.SUCCESS and self.status in (200, 202, 204)
+        exported = self._exporter.export(spans) is SpanExportResult.SUCCESS
+        self.took_last = exported and self.status in (200, 202, 204)
+        return self.took_last
 
     def _answered(self, response: requests.Response, *_: object, **__: object) -> None:
         self.status, self.reason = response.status_code, f"HTTP {response.status_code}"
@@ -422,6 +426,10 @@ class Collector:
             if said.rejected_spans:
                 self.status = 400
                 self.reason = f"{said.rejected_spans} spans rejected: {said.error_message}"
+
+
+LAST_ATTEMPT_S = 1.0
+"""In place of DRAIN_S when the collector did not take what it was last given."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -440,13 +448,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
     logging.getLogger("opentelemetry").propagate = False  # its words come through `Collector.reason`
     os.nice(5)  # the agent's receipts come first
-    stop = _stop_on_signals()
+    collector = Collector(given.endpoint)
+    stop = _stop_on_signals(collector)
     try:
         with follow(given.journal) as journal, _lock_file(given.journal) as lock:
             _wait_alone(lock, stop)
             exporter = Exporter(
                 journal,
-                Collector(given.endpoint),
+                collector,
                 given.successes,
                 stop,
                 _complain,
@@ -463,16 +472,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if drained else 1
 
 
-def _stop_on_signals() -> threading.Event:
+def _stop_on_signals(collector: Collector) -> threading.Event:
     """The first signal ends the waiting, and bounds what is still under way."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.set()
-        signal.setitimer(signal.ITIMER_REAL, DRAIN_S)
+        signal.setitimer(signal.ITIMER_REAL, DRAIN_S if collector.took_last else LAST_ATTEMPT_S)
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        _complain("the collector hangs; what is not exported stays in the journal")
+        _complain("not everything is exported at the end; it stays in the journal")
         sys.exit(1)
 
     signal.signal(signal.SIGTERM, ask)

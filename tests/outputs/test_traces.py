@@ -206,10 +206,10 @@ def test_a_collector_that_was_down_gets_everything_when_it_is_back(journal):
         pass  # its port is known now, and closed
     journal.append([failed(heartbeat(1))])
     with exporter(journal, collector, "--until-drained") as process:
-        assert "the collector does not take traces (no answer)" in process.stderr.readline()
+        assert f"no collector takes them at {collector.endpoint} (no answer)" in process.stderr.readline()
         journal.append([failed(heartbeat(2))])
         with collector:
-            assert process.stderr.readline() == "the collector takes traces again\n"
+            assert process.stderr.readline() == "the collector takes them again\n"
             assert process.wait(timeout=15) == 0
     assert sorted(span.attributes["canary.sequence"] for span in collector.named("heartbeat")) == [1, 2]
 
