@@ -1,6 +1,6 @@
 """An incident says what is broken and where, follows a rollout stage by stage, and ends when the failure does."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
@@ -10,9 +10,7 @@ import pytest
 from canary.config import Detection, Heartbeats
 from canary.events import (
     Alarm,
-    CanaryName,
     Change,
-    End,
     HeartbeatId,
     Incident,
     IncidentChanged,
@@ -23,98 +21,26 @@ from canary.events import (
     Oracle,
     Outcome,
     Rate,
-    Route,
     Rule,
     Scope,
     Settled,
     Tier,
     Verdict,
 )
-from canary.incident import CELLS_MAX, Cells, Incidents, explain
-
-Loss = Callable[[Labels], float]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a canary sits: its own region, its node, the node's shard."""
-
-    name: str
-    region: str
-    shard: str
-    node: str
-    sends: bool
-
-
-def one_region_per_node() -> list[Place]:
-    """4 shards of 3 nodes, one sending and receiving canary per node: 36 routes, 2 regions."""
-    return [
-        Place(f"c{shard}{node}", ("us", "eu")[node % 2], f"shard-{shard}", f"n{shard}{node}", True)
-        for shard in range(4)
-        for node in range(3)
-    ]
-
-
-def both_regions_per_node() -> list[Place]:
-    """The demo: 2 shards of 3 nodes, watched from both regions; each shard's own region sends: 36 routes."""
-    return [
-        Place(f"{home}-{node}-{region}", region, home, f"{home}-{node}", region == home)
-        for home in ("us", "sg")
-        for node in range(3)
-        for region in ("us", "sg")
-    ]
-
-
-def passages(places: Sequence[Place], builds: Callable[[Place], str]) -> dict[Route, Labels]:
-    def end(place: Place) -> End:
-        return End(place.region, place.node, builds(place))
-
-    return {
-        Route(CanaryName(a.name), CanaryName(b.name)): Labels(a.shard, end(a), end(b))
-        for a in places
-        for b in places
-        if a.sends and a.shard == b.shard
-    }
-
-
-def rollout(stage: int, shards: Sequence[str] | None = None) -> Callable[[Place], str]:
-    """The first `stage` nodes of these shards (all shards, if not said) run build B."""
-    return lambda place: (
-        "B" if int(place.node[-1]) < stage and (shards is None or place.shard in shards) else "A"
-    )
-
-
-def local_fanout(labels: Labels) -> float:
-    return float(labels.sender.build == "B" and labels.sender.node != labels.receiver.node)
-
-
-def cells(routes: dict[Route, Labels], loss: Loss, heartbeats: int, random: Random) -> Cells:
-    """Counts after so many heartbeats per route."""
-    sums: dict[Labels, Rate] = {}
-    for labels in routes.values():
-        share, rate = loss(labels), sums.get(labels, Rate(0, 0))
-        missed = sum(random.random() < share for _ in range(heartbeats))
-        sums[labels] = Rate(rate.missed + missed, rate.total + heartbeats)
-    return sums
-
-
-def said(scope: Scope) -> list[set[frozenset[str]]]:
-    """Per rule, the equivalent conjunctions as readable sets."""
-    return [
-        {frozenset(f"{name}={value}" for name, value in words) for words in rule.conjunctions}
-        for rule in scope.rules
-    ]
-
-
-def exactly(scope: Scope, counted: Cells, loss: Loss) -> bool:
-    """The rules together hold exactly the cells that lose."""
-    missing = sum(rate.total for labels, rate in counted.items() if loss(labels))
-    inside = sum(rule.inside.total for rule in scope.rules)
-    return inside == missing and scope.outside.missed == 0
-
-
-NEW_BUILD_TO_OTHER_NODE = frozenset({"sender.build=B", "same_node=no"})
-
+from canary.incident import CELLS_MAX, Incidents, explain
+from tests.places import (
+    NEW_BUILD_TO_OTHER_NODE,
+    Loss,
+    Place,
+    both_regions_per_node,
+    cells,
+    exactly,
+    local_fanout,
+    one_region_per_node,
+    passages,
+    rollout,
+    said,
+)
 
 # --- where ---------------------------------------------------------------------------------------------------------
 
@@ -456,8 +382,8 @@ def test_an_incident_resolves_once_nothing_was_missed_for_the_hold() -> None:
     story.play(10)
     story.builds, story.loss = rollout(0), lambda labels: 0.0
     resolved = resolution(story.play(140))
-    # The last heartbeat was lost at 26 and given up at 31.
-    assert resolved.at == pytest.approx(31 + 120, abs=1.5)
+    # Quiet begins with the last heartbeat that was lost; it was due at 26.
+    assert resolved.at == pytest.approx(26 + 120, abs=1.5)
     assert resolved.incident.resolved_wall == OFFSET_S + resolved.at
     assert "clean messages" in resolved.reason
     assert resolved.incident.scope.rules[0].inside.share == 1.0
@@ -495,7 +421,7 @@ def test_a_failure_that_comes_back_must_stay_away_twice_as_long() -> None:
         story.loss = lambda labels: 0.0
         began_at = story.now
         quiet_s.append(resolution(story.play(600)).at - began_at)
-    assert quiet_s == pytest.approx([124, 244, 484], abs=3)
+    assert quiet_s == pytest.approx([120, 240, 480], abs=1.5)
     assert len({change.incident.id for change in story.changes}) == 3
 
 

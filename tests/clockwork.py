@@ -1,0 +1,222 @@
+"""A stage for the detector: fleets as grids of routes, faults, and time, without a shard or a canary."""
+
+import heapq
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from statistics import mean, quantiles
+
+from canary.config import Detection, Heartbeats
+from canary.detector import Detector
+from canary.events import (
+    Alarm,
+    CanaryName,
+    Change,
+    End,
+    HeartbeatId,
+    Incident,
+    IncidentChanged,
+    IncidentId,
+    Labels,
+    Live,
+    Outcome,
+    Rate,
+    Route,
+    Scope,
+    Tier,
+    Verdict,
+)
+
+TEN_SECONDS = Heartbeats(period_s=1, deadline_s=10, pause_allowance_s=3)
+DEFAULT = Detection()
+SOMEWHERE = End("us-east", "us-1", "good-1")
+Missing = Callable[[Random, int, list[Route]], set[Route]]
+"""Which routes miss their heartbeat of this round."""
+
+
+def grid(shards: int = 1, senders: int = 3, receivers: int = 3) -> dict[str, list[Route]]:
+    return {
+        f"shard-{shard}": [
+            Route(CanaryName(f"s{shard}-{sender}"), CanaryName(f"r{shard}-{receiver}"))
+            for sender in range(senders)
+            for receiver in range(receivers)
+        ]
+        for shard in range(shards)
+    }
+
+
+def resolved(shard: str, at: float) -> IncidentChanged:
+    nothing = Rate(0, 0)
+    incident = Incident(
+        IncidentId("x"),
+        Verdict.UNDELIVERED,
+        (shard,),
+        Scope((), nothing),
+        (),
+        0,
+        0,
+        at,
+        nothing,
+        nothing,
+        (),
+        (),
+    )
+    return IncidentChanged(incident, Change.RESOLVED, "it is over", at)
+
+
+def scores(*surprises: float) -> list[float]:
+    """The specification: one stream, five losses, from the healthy steady state."""
+    losses = (0.01, 0.05, 0.2, 0.6, 0.98)
+    scores = [(1 - q) / q for q in losses]
+    for surprise in surprises:
+        scores = [
+            min((1 + score) * (1 - q + q * surprise), 1e15) for score, q in zip(scores, losses, strict=True)
+        ]
+    return scores
+
+
+@dataclass
+class Rig:
+    """Feeds one detector, either round by round with every outcome known at once, or in time."""
+
+    routes: dict[str, list[Route]]
+    heartbeats: Heartbeats = TEN_SECONDS
+    detection: Detection = DEFAULT
+    paging: tuple[str, ...] = ()
+    rounds: Iterator[int] = field(default_factory=count)
+    alarms: list[Alarm] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.detector = Detector(self.heartbeats, self.detection, self.routes, self.paging)
+        self.shard_of = {route: shard for shard, routes in self.routes.items() for route in routes}
+
+    def tell(self, live: Live, route: Route, due_at: float, at: float) -> list[Alarm]:
+        labels = Labels(self.shard_of[route], SOMEWHERE, SOMEWHERE)
+        latency_s = at - due_at if live is Live.ARRIVED else None
+        heartbeat = HeartbeatId(f"1.{route.sender}.{due_at}")
+        return self.detector.observe(Outcome(heartbeat, route, live, due_at, at, latency_s, labels))
+
+    def play_round(self, missing: set[Route], excused: Collection[Route] = ()) -> list[Alarm]:
+        """One heartbeat on every route, settled within the round."""
+        due_at = next(self.rounds) * self.heartbeats.period_s
+        for route in self.shard_of:
+            self.tell(Live.EXPECTED, route, due_at, due_at)
+        for route in self.shard_of:
+            live = Live.EXCUSED if route in excused else Live.MISSED if route in missing else Live.ARRIVED
+            self.tell(live, route, due_at, due_at + 0.1)
+        alarms = self.detector.advance(due_at + 0.2)
+        self.alarms += alarms
+        return alarms
+
+    def play_until(self, tier: Tier, missing: Missing, random: Random, rounds_max: int = 20_000) -> int:
+        """Rounds until the first alarm of this tier."""
+        routes = list(self.shard_of)
+        for number in range(1, rounds_max):
+            if any(alarm.tier is tier for alarm in self.play_round(missing(random, number, routes))):
+                return number
+        raise AssertionError(f"no {tier} in {rounds_max} rounds")
+
+
+class Clockwork:
+    """Plays a rig's routes in time: phases per sender, latencies, deadlines, and a poll whenever one is due."""
+
+    def __init__(self, rig: Rig, random: Random, start_at: float = 0.0) -> None:
+        self.rig, self.random = rig, random
+        self.lost: Callable[[Route, float], bool] = lambda route, due_at: False
+        self.latency_s: Callable[[], float] = lambda: random.lognormvariate(-2.813, 0.6)
+        self.agenda: list[tuple[float, int, Live, Route, float]] = []
+        self.numbers = count()
+        self.polls = 0
+        senders = sorted({route.sender for route in rig.shard_of})
+        phases = {sender: start_at + random.random() * rig.heartbeats.period_s for sender in senders}
+        for route in rig.shard_of:
+            self.plan(phases[route.sender], Live.EXPECTED, route, phases[route.sender])
+
+    def plan(self, at: float, live: Live, route: Route, due_at: float) -> None:
+        heapq.heappush(self.agenda, (at, next(self.numbers), live, route, due_at))
+
+    def run(self, until: float, stop: Tier | None = None) -> list[Alarm]:
+        alarms: list[Alarm] = []
+        while not any(alarm.tier is stop for alarm in alarms):
+            deadline = self.rig.detector.next_deadline()
+            if min(self.agenda[0][0], until if deadline is None else deadline) >= until:
+                break
+            if deadline is not None and deadline <= self.agenda[0][0]:
+                self.polls += 1
+                alarms += self.rig.detector.advance(deadline)
+            else:
+                self.step()
+        return alarms
+
+    def step(self) -> None:
+        at, _, live, route, due_at = heapq.heappop(self.agenda)
+        self.rig.tell(live, route, due_at, at)
+        if live is Live.EXPECTED:
+            self.plan(
+                due_at + self.rig.heartbeats.period_s, live, route, due_at + self.rig.heartbeats.period_s
+            )
+            latency_s, deadline_s = self.latency_s(), self.rig.heartbeats.deadline_s
+            overdue_s = self.rig.heartbeats.pause_allowance_s
+            if (lost := self.lost(route, due_at)) or latency_s > overdue_s:
+                self.plan(due_at + overdue_s, Live.OVERDUE, route, due_at)
+            if lost or latency_s > deadline_s:
+                self.plan(due_at + deadline_s, Live.MISSED, route, due_at)
+            else:
+                self.plan(due_at + latency_s, Live.ARRIVED, route, due_at)
+
+
+# --- faults -------
+
+
+def independently(share: float) -> Missing:
+    return lambda random, number, routes: {route for route in routes if random.random() < share}
+
+
+def by_message(share: float) -> Missing:
+    """All receivers miss the same message."""
+
+    def missing(random: Random, number: int, routes: list[Route]) -> set[Route]:
+        senders = {sender for sender in sorted({route.sender for route in routes}) if random.random() < share}
+        return {route for route in routes if route.sender in senders}
+
+    return missing
+
+
+def all_at_once(share: float) -> Missing:
+    return lambda random, number, routes: set(routes) if random.random() < share else set()
+
+
+def one_route(share: float) -> Missing:
+    return lambda random, number, routes: {route for route in routes[:1] if random.random() < share}
+
+
+def on_other_node(route: Route) -> bool:
+    return route.sender[-1] != route.receiver[-1]
+
+
+def first_node_goes_local(broken_from: float) -> Callable[[Route, float], bool]:
+    """The first node of the first shard hands events to its own clients alone."""
+    return lambda route, due_at: due_at >= broken_from and route.sender == "s0-0" and on_other_node(route)
+
+
+# --- measures ----
+
+
+def false_pages(missing: Missing, budget_rounds: int, rounds: int, seed: int = 13) -> int:
+    rig = Rig(grid(), detection=Detection(page_budget_s=budget_rounds, suspect_budget_s=budget_rounds / 10))
+    random, pages = Random(seed), 0
+    for _ in range(rounds):
+        for alarm in rig.play_round(missing(random, 0, list(rig.shard_of))):
+            if alarm.tier is Tier.PAGE:
+                pages += 1
+                rig.detector.observe(resolved(alarm.shard, alarm.at))
+    return pages
+
+
+def rounds_to_page(
+    routes: dict[str, list[Route]], missing: Missing, runs: int, seed: int = 1
+) -> tuple[float, float]:
+    """Mean, and the 99th percentile."""
+    delays = [Rig(routes).play_until(Tier.PAGE, missing, Random(f"{seed}.{run}")) for run in range(runs)]
+    return mean(delays), quantiles(delays, n=100, method="inclusive")[98]
