@@ -44,7 +44,11 @@ def test_what_was_acknowledged_outlives_the_loss_of_a_nats_server(
     cluster.watch(watcher, channel, node=2)
     message = cluster.send(None, 3, channel, text="x", user_id=user).json()["message"]["id"]
     servers = json.loads((up.state / "cluster.json").read_text())["processes"]
-    os.kill(servers["nats:lossy-1"]["pid"], signal.SIGKILL)
+    lost = servers["nats:lossy-1"]["pid"]
+    os.kill(lost, signal.SIGSTOP)
+    cut_off = cluster.call(None, 1, "GET", f"/messages/{message}")
+    assert (cut_off.status_code, cut_off.json()["code"]) == (408, 23), "never from memory: it may be stale"
+    os.kill(lost, signal.SIGKILL)
     for node in (1, 2, 3):
         until(
             lambda node=node: cluster.call(None, node, "GET", f"/messages/{message}").status_code == 200, 30

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -156,6 +157,21 @@ def test_a_repeated_message_id_is_refused_by_every_node(shared, pair, name):
         assert "already exists" in again.json()["message"]
     after = shared.send(alice.user, 1, channel, text="after").json()["message"]["id"]
     assert message_new(bob.until(message=after)) == [message, after]
+
+
+def test_of_the_same_id_sent_to_all_nodes_at_once_one_is_accepted(shared, name):
+    alice = name("alice")
+    channel = shared.make_channel(alice)
+    for _ in range(5):
+        message = name("m")
+        with httpx.Client() as http, ThreadPoolExecutor() as threads:
+            sends = [
+                threads.submit(
+                    shared.send, None, node, channel, id=message, text="x", user_id=alice, http=http
+                )
+                for node in (1, 2, 3)
+            ]
+        assert sorted(send.result().status_code for send in sends) == [201, 400, 400]
 
 
 def test_what_one_node_acknowledged_every_node_answers_at_once(shared, pair, name):
