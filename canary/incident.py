@@ -20,7 +20,7 @@ from functools import reduce
 from heapq import nlargest
 from itertools import combinations, islice
 from math import inf, log
-from operator import and_
+from operator import and_, or_
 from typing import TypeVar
 
 from canary.config import Detection, Heartbeats
@@ -544,6 +544,7 @@ class _Table:
         self._everything = (1 << len(cells)) - 1
         self._missed = _planes([rate.missed for rate in self._rates])
         self._total = _planes([rate.total for rate in self._rates])
+        self._some_missed = reduce(or_, self._missed, 0)
         self._all = self.rate(self._everything)
         self._literals = self._informative_literals()
 
@@ -574,7 +575,8 @@ class _Table:
         scores: dict[int, float] = {}
         level = {self._everything}
         for depth in range(1, DEPTH_MAX + 1):
-            level = {base & literal for base in level for literal in literals} - {0} - scores.keys()
+            level = {base & literal for base in level for literal in literals} - scores.keys()
+            level = {extension for extension in level if extension & self._some_missed}
             scores |= {extension: self._score(extension, depth) for extension in level}
             if depth >= 2:
                 level = set(nlargest(BEAM, level, key=scores.__getitem__))

@@ -166,7 +166,7 @@ class Clockwork:
                 self.plan(due_at + latency_s, Live.ARRIVED, route, due_at)
 
 
-# --- faults -------
+# --- faults --------------------------------------------------------------------------------------------------------
 
 
 def independently(share: float) -> Missing:
@@ -200,7 +200,7 @@ def first_node_goes_local(broken_from: float) -> Callable[[Route, float], bool]:
     return lambda route, due_at: due_at >= broken_from and route.sender == "s0-0" and on_other_node(route)
 
 
-# --- measures ----
+# --- measures ------------------------------------------------------------------------------------------------------
 
 
 def false_pages(missing: Missing, budget_rounds: int, rounds: int, seed: int = 13) -> int:

@@ -39,14 +39,14 @@ def test_a_healthy_fleet_is_paged_no_more_often_than_the_budget_says(
     missing: Callable[[float], Missing],
 ) -> None:
     """Proved for any dependence between routes; measured, the budget is left unused 2 to 8 times over."""
-    budget_rounds, rounds = 300, 9_000
+    budget_rounds, rounds = 300, 6_000
     assert false_pages(missing(0.001), budget_rounds, rounds) * budget_rounds <= rounds
 
 
 @pytest.mark.parametrize("by_message", [False, True])
 def test_weighing_silence_before_the_deadline_keeps_the_budget(by_message: bool) -> None:
     """SUSPECT forgives no silence, so it is the harder case."""
-    budget_rounds, rounds, share = 300, 6_000, 0.001
+    budget_rounds, rounds, share = 300, 4_500, 0.001
     rig = Rig(grid(), Heartbeats(1, 5, 3), Detection(suspect_budget_s=budget_rounds))
     random, suspects = Random(7), 0
     clockwork = Clockwork(rig, random)
