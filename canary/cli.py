@@ -145,7 +145,13 @@ def run(
     """Watch for ever, or for a while; a live screen on a terminal, lines otherwise.
 
     Ctrl-C or SIGTERM: no further heartbeat, the open ones are settled, then it ends; a second one ends it at once.
-    With --for: exit 0 no incident, 1 an incident, 3 nothing could be judged.
+
+    Exit 0 when told to stop, 2 configuration; with --for: 0 no incident, 1 an incident, 3 nothing could be judged.
+
+    \b
+    canary run                              all regions, for ever
+    canary run --region singapore --json    one region, every event as a line
+    canary run --for 5m                     a scheduled run
     """
     plan = _plan(config_path, regions, (), seed)
     health = _run(partial(_watch, plan, for_s, journal, as_json))
@@ -208,7 +214,7 @@ async def _stop_after(stop: trio.Event, after_s: float) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Draw the plan's phases from this seed.")
 @click.option(
-    "--net", type=int, help="Second octet of the cluster's loopback addresses, to run beside another."
+    "--net", type=int, help="Shift the cluster's addresses to 127.(N+1).0.0 and up, to run beside another."
 )
 @click.option(
     "--keep",
@@ -231,11 +237,13 @@ def rehearse_command(
 ) -> None:
     """Play an incident on a local cluster and score the fleet against the cluster's own log.
 
-    SCENARIO is a name in scenarios/ or a path. Exit 0 when the fleet said what it must, 1 when not.
+    SCENARIO is a name in scenarios/ or a path.
+
+    Exit 0 when the fleet said what it must, 1 when not, 2 configuration, 3 no cluster could be had.
 
     \b
-    canary rehearse 2020-12-09
-    canary rehearse 2020-12-09-good-build --json score.json
+    canary rehearse 2020-12-09                               the incident itself, about a minute
+    canary rehearse 2020-12-09-good-build --json score.json  a good build instead, with a score to read
     """
     with _errors_told(config_path):
         config = _load(config_path, read_secret=lambda _: "of the rehearsal's own cluster")
@@ -326,7 +334,14 @@ def _told(value: object) -> str:
 @journal_option
 @json_option
 def incidents(open_only: bool, journal: Path, as_json: bool) -> None:
-    """What happened, from the journal: kind, scope, since when, how much, and example traces."""
+    """What happened, from the journal: kind, scope, since when, how much, and example traces.
+
+    Exit 0 told, whatever it was; 2 there is no journal.
+
+    \b
+    canary incidents                        all that the journal remembers
+    canary incidents --open --json          what is wrong now, for a machine
+    """
     with _errors_told(), follow(journal) as follower:
         found = follower.incidents(open_only=open_only)
     if as_json:
@@ -343,7 +358,14 @@ def incidents(open_only: bool, journal: Path, as_json: bool) -> None:
 @config_option
 @json_option
 def config(config_path: str, as_json: bool) -> None:
-    """Check the configuration and show the plan: canaries, routes, and the load on each shard."""
+    """Check the configuration and show the plan: canaries, routes, and the load on each shard.
+
+    Exit 0 a plan that keeps every limit, 2 with every mistake at once, each with its line.
+
+    \b
+    canary config                           regions.toml of this directory
+    canary config --config ours.toml --json the whole plan, for a machine
+    """
     plan = _plan(config_path, (), ())
     if as_json:
         _print_json(

@@ -321,8 +321,8 @@ class StreamDriver:
             with trio.fail_after(CALL_S):
                 response = await self._client(canary).send(request)
         except (httpx.TransportError, trio.TooSlowError) as error:
-            raise Unreachable(f"no answer from {canary.url}{path}: {_said(error)}") from error
-        if not response.is_success:
+            raise _no_answer(error, f"{canary.url}{path}") from error
+        if not response.is_success or not _is_object(response.content):
             raise _refused_attach(response.status_code, response.content, f"{canary.url}{path}", self._shard)
 
     async def _look(
@@ -572,7 +572,7 @@ REMEDIES = {
     5: "the shard cannot read our token: check that `api_key` and the secret of shard `{shard}` belong together",
     40: "our token was minted moments ago, so this machine's clock lags by an hour or more: set it",
     41: "our token was minted moments ago, so this machine's clock runs ahead: set it",
-    42: "our token is older than its revocation: this machine's clock lags, or tokens were revoked into the future",
+    42: "our token was minted moments ago, so this machine's clock runs ahead: set it",
     43: "the secret of shard `{shard}` is not the one of this `api_key`: check `secret_env` or `secret_file`",
 }
 """Stream's code of a refused token -> what to do about it."""
@@ -591,6 +591,32 @@ def _refused_attach(status: int, content: bytes | bytearray, where: str, shard: 
     if problem.code is None and status < 500 and status != 429:
         return WrongProtocol(f"{where} does not speak Stream Chat's protocol: HTTP {status}")
     return _refusal(problem, where, shard)
+
+
+def _is_object(content: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(content), dict)
+    except JUNK:
+        return False
+
+
+def _no_answer(error: BaseException, where: str) -> AttachError:
+    """Nobody is there, or somebody who speaks something else: trying again helps in the first case only."""
+    secure = _tls_error(error)
+    if isinstance(secure, ssl.SSLCertVerificationError):
+        return WrongProtocol(f"{where} cannot be trusted: its certificate fails: {secure.verify_message}")
+    if secure is not None and secure.reason == "WRONG_VERSION_NUMBER":
+        return WrongProtocol(f"{where} does not speak TLS; is it http://?")
+    if isinstance(error, httpx.RemoteProtocolError) and "illegal" in str(error):
+        return WrongProtocol(f"{where} does not speak Stream Chat's protocol: {error}")
+    return Unreachable(f"no answer from {where}: {_said(secure or error)}")
+
+
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """httpx, httpcore and trio each wrap it once, and none repeats its text."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _handshake_error(error: Exception, url: str, shard: Shard) -> AttachError:
