@@ -13,7 +13,8 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import StreamConfig
+from nats.js.api import PubAck, StreamConfig
+from nats.js.errors import APIError
 
 from cluster.view import MESSAGES_KEPT
 
@@ -34,6 +35,9 @@ RETRY_PAUSE_S = 0.1
 HEARTBEAT_S = 1.0
 # How long a repeated message id is recognised by JetStream itself; the view knows for longer.
 DUPLICATE_WINDOW_S = 120.0
+# nats-server's error code for "duplicate message id is in process".
+DUPLICATE_IN_PROCESS = 10158
+DUPLICATE_PAUSE_S = 0.02
 
 StoreError = nats.errors.Error
 
@@ -103,14 +107,26 @@ class Store:
     async def append(self, event: dict[str, Any], identity: str | None = None) -> int:
         """Stores the event and returns its sequence number once a majority holds it.
 
-        Raises Duplicate, or nats.errors.Error when the store gave no answer: the event may or may not be stored.
+        Raises Duplicate, or nats.errors.Error or TimeoutError when the store gave no answer: the event may or may
+        not be stored.
         """
         subject = MESSAGES_SUBJECT if event["type"] == "message.new" else CHANGES_SUBJECT
         headers = {"Nats-Msg-Id": identity} if identity is not None else None
-        ack = await self._stream.publish(subject, msgspec.json.encode(event), headers=headers)
+        ack = await self._publish(subject, msgspec.json.encode(event), headers)
         if ack.duplicate:
             raise Duplicate(identity)
         return ack.seq
+
+    async def _publish(self, subject: str, body: bytes, headers: dict[str, str] | None) -> PubAck:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            while True:
+                try:
+                    return await self._stream.publish(subject, body, headers=headers)
+                except APIError as error:
+                    # Another node is storing the same identity at this moment; how that ends is known very soon.
+                    if error.err_code != DUPLICATE_IN_PROCESS:
+                        raise
+                await asyncio.sleep(DUPLICATE_PAUSE_S)
 
     async def last_sequence(self) -> int:
         """The sequence number of the youngest stored event, asked of the stream's leader."""
