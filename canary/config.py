@@ -15,7 +15,14 @@ from urllib.parse import urlsplit
 DRIVERS = ("stream",)
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+TOLERATED_MIN, TOLERATED_MAX = 1e-6, 0.05
+"""A detector that tolerates nothing pages for the first loss there is; one that tolerates more has nothing to say."""
+
+CANARIES_MAX = 100
+"""Behind one front door: fifty nodes are drawn all but surely, and more would be a load test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,9 @@ class Config:
     def shard(self, name: str) -> Shard:
         return next(shard for shard in self.shards if shard.name == name)
 
+    def region(self, name: str) -> Region:
+        return next(region for region in self.regions if region.name == name)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -181,8 +191,6 @@ def _heartbeats(table: "_Table") -> Heartbeats:
         pause_allowance_s=table.duration("pause_allowance", default.pause_allowance_s),
         audit_window_s=table.duration("audit_window", default.audit_window_s),
     )
-    if heartbeats.period_s <= 0:
-        table.problem("period", "must be longer than nothing")
     if heartbeats.pause_allowance_s > heartbeats.deadline_s - 1:
         table.problem("pause_allowance", "must be at least 1s shorter than the deadline")
     table.close()
@@ -192,13 +200,11 @@ def _heartbeats(table: "_Table") -> Heartbeats:
 def _detection(table: "_Table") -> Detection:
     default = Detection()
     detection = Detection(
-        tolerated_loss=table.share("tolerated_loss", default.tolerated_loss),
+        tolerated_loss=table.share("tolerated_loss", default.tolerated_loss, TOLERATED_MIN, TOLERATED_MAX),
         page_budget_s=table.duration("page_budget", default.page_budget_s),
         suspect_budget_s=table.duration("suspect_budget", default.suspect_budget_s),
         resolve_hold_s=table.duration("resolve_hold", default.resolve_hold_s),
     )
-    if not 0 < detection.tolerated_loss <= 0.05:
-        table.problem("tolerated_loss", "must lie above 0 and not above 0.05")
     table.close()
     return detection
 
@@ -207,6 +213,8 @@ def _traces(table: "_Table") -> Traces:
     default = Traces()
     endpoint = table.url("endpoint") if table.has("endpoint") else None
     traces = Traces(endpoint, table.share("successes", default.successes), table.text("view", default.view))
+    if not traces.view.count("{") == traces.view.count("}") == traces.view.count("{trace_id}") == 1:
+        table.problem("view", "must be a URL with one `{trace_id}` in it")
     table.close()
     return traces
 
@@ -220,6 +228,7 @@ def _region(table: "_Table") -> Region:
 def _shard(table: "_Table") -> Shard:
     if table.has("url") and table.has("nodes"):
         table.problem("url", "give either the front door's `url` or the `nodes`, not both")
+        table.known.add("nodes")
     shard = Shard(
         name=table.key,
         region=table.name("region", table.key),
@@ -276,12 +285,13 @@ def _check_references(top: "_Table", config: Config) -> None:
                 f"shards.{shard.name}.region",
                 f"there is no region `{shard.region}`{_meant(shard.region, regions)}",
             )
-        elif not any(shard.name in region.watches for region in config.regions):
+        elif shard.region and (watches := config.region(shard.region).watches) and shard.name not in watches:
             top.problem(
-                f"shards.{shard.name}", "no region watches this shard; add it to a region's `watches`"
+                f"shards.{shard.name}",
+                f"its own region does not watch it, so nobody would send; add it to regions.{shard.region}.watches",
             )
         for entry in shard.entries:
-            for name in entry.seen_from.keys() - regions:
+            for name in sorted(entry.seen_from.keys() - regions):
                 top.problem(
                     f"shards.{shard.name}.nodes.{entry.name}.from.{name}",
                     f"there is no region `{name}`{_meant(name, regions)}",
@@ -348,7 +358,7 @@ class _Table:
 
     def close(self) -> None:
         """Every key that nobody asked for is an error: a typing mistake must not be a silent default."""
-        for key in self.values.keys() - self.known:
+        for key in sorted(self.values.keys() - self.known):
             self.problem(key, f"unknown key{_meant(key, self.known)}")
 
     def section(self, key: str, required: bool = False) -> "_Table":
@@ -361,77 +371,84 @@ class _Table:
             self.problem(key, "is empty")
         for name in section:
             section.check_name(name)
-        return [section.section(name) for name in section]
+        tables = [section.section(name) for name in section]
+        return [table for table in tables if section.is_table(table.key)]
 
     def check_name(self, name: str) -> None:
         if not NAME.fullmatch(name):
             self.problem(name, "a name is made of a-z, 0-9 and `-`")
 
-    def text(self, key: str, default: str | None = None) -> str:
-        return str(self._take(key, str, "a text", default) or "")
+    def text(self, key: str, default: str | None = None, words: str = "a text") -> str:
+        value = str(self._take(key, str, words, default))
+        if self.values.get(key) == "":
+            self.problem(key, "is empty")
+        return value
 
     def name(self, key: str, default: str) -> str:
         name = self.text(key, default)
-        if not NAME.fullmatch(name):
+        if self.values.get(key) and not NAME.fullmatch(name):
             self.problem(key, "a name is made of a-z, 0-9 and `-`")
         return name
 
     def names(self, key: str) -> tuple[str, ...]:
-        values = self._take(key, list, "a list of names", None) or []
+        values = self._take(key, list, "a list of names", None)
         if not all(isinstance(value, str) for value in values):
             self.problem(key, "must be a list of names")
             return ()
+        if self.values.get(key) == []:
+            self.problem(key, "is empty")
         if len(set(values)) < len(values):
             self.problem(key, "names something twice")
         return tuple(values)
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
         value = self.text(key, default)
-        if value not in choices:
+        if value and value not in choices:
             self.problem(key, f"must be one of {', '.join(choices)}{_meant(value, choices)}")
         return value
 
     def count(self, key: str, default: int) -> int:
         value = self._take(key, int, "a whole number", default)
-        if value < 1:
-            self.problem(key, "must be at least 1")
+        if not 1 <= value <= CANARIES_MAX:
+            self.problem(key, f"must be from 1 to {CANARIES_MAX}")
+            return default
         return int(value)
 
-    def share(self, key: str, default: float) -> float:
-        value = self._take(key, (int, float), "a number from 0 to 1", default)
-        if not 0 <= value <= 1:
-            self.problem(key, "must be a number from 0 to 1")
+    def share(self, key: str, default: float, least: float = 0.0, most: float = 1.0) -> float:
+        words = f"a number from {least:g} to {most:g}"
+        value = self._take(key, (int, float), words, default)
+        if not least <= value <= most:
+            self.problem(key, f"must be {words}")
         return float(value)
 
     def duration(self, key: str, default: float) -> float:
-        value = self._take(
-            key, str, 'a duration such as "500ms", "5s" or "30d"', None if self.has(key) else ""
-        )
+        value = self.text(key, "", 'a duration such as "500ms", "5s" or "30d"')
         if not value:
-            return default
+            return default  # not given, or its problem is told
         try:
-            return seconds(value)
+            value_s = seconds(value)
         except ValueError as error:
             self.problem(key, str(error))
             return default
+        if value_s <= 0:
+            self.problem(key, "must be longer than nothing")
+        return value_s
 
     def url(self, key: str) -> str:
-        value = self.text(key)
-        parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            self.problem(key, f'"{value}" is not a URL; write it like "https://chat.example.com"')
-        if parts.username or parts.password:
+        value = self.text(key, words="a URL")
+        if "@" in value:  # said first and without the value: what stands before the @ may be a secret
             self.problem(key, "a URL must not carry credentials")
+        elif value and not _is_url(value):
+            self.problem(key, f'"{value}" is not a URL; write it like "https://chat.example.com"')
         return value.rstrip("/")
 
     def secret(self, key: str) -> Secret:
         """`secret_env = "NAME"` or `secret_file = "path"`: the value itself never stands in the file."""
         env_key, file_key = f"{key}_env", f"{key}_file"
+        self.known |= {key, env_key, file_key}
         if self.has(key):
-            self.known.add(key)
             self.problem(key, f"a secret does not stand in this file; use `{env_key}` or `{file_key}`")
         elif self.has(env_key) == self.has(file_key):
-            self.known |= {env_key, file_key}
             self.problem(key, f"missing secret: give either `{env_key}` or `{file_key}`")
         elif self.has(env_key):
             return Secret(self._from_environ(env_key))
@@ -441,13 +458,20 @@ class _Table:
 
     def _from_environ(self, key: str) -> str:
         variable = self.text(key)
+        if not variable:
+            return ""
+        if not VARIABLE.fullmatch(variable):  # and not shown: it may be the secret itself
+            self.problem(key, "must be the name of an environment variable, such as US_EAST_SECRET")
+            return ""
         value = self.reader.environ.get(variable, "").strip()
-        if variable and not value:
+        if not value:
             self.problem(key, f"missing secret: the environment variable {variable} is not set")
         return value
 
     def _from_file(self, key: str) -> str:
         path = self.text(key)
+        if not path:
+            return ""
         try:
             value = self.reader.read_file(path).strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -470,6 +494,14 @@ class _Table:
             self.problem(key, f"must be {words}")
             return default if default is not None else (kind() if isinstance(kind, type) else 0)
         return value
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port above 65535
+        return False
 
 
 def _meant(word: str, choices: object) -> str:

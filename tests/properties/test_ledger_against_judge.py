@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from canary.config import Heartbeats
@@ -283,7 +283,11 @@ def heartbeats_of(history: list[Seen]) -> list[Heartbeat]:
     return [seen.fact.heartbeat for seen in history if isinstance(seen.fact, Sent | Resumed)]
 
 
-@settings(max_examples=150)
+# No deadline and no health check of the speed: what a busy machine takes says nothing of the ledger.
+PATIENT = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@PATIENT
 @given(histories())
 def test_the_last_verdict_and_what_the_detector_heard_last_are_the_judges(history: list[Seen]):
     findings = play(history)
@@ -299,6 +303,7 @@ def test_the_last_verdict_and_what_the_detector_heard_last_are_the_judges(histor
     assert lives == {key: live for key, judge in judges.items() if (live := judge.live()) is not None}
 
 
+@PATIENT
 @given(histories(), st.lists(st.sampled_from([0.0, 0.25, 1.0, 6.0, 30.0])))
 def test_however_late_time_is_told_the_ledger_keeps_its_promises(history: list[Seen], late: list[float]):
     findings = play(history, iter(late))
