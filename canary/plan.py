@@ -72,9 +72,7 @@ def make_plan(config: Config, random: Random, regions: tuple[str, ...] = ()) -> 
     problems = [problem for load in loads for problem in _excess(load, config)]
     problems += _unknown_regions(config, chosen)
     if not problems and not routes:
-        problems.append(
-            Problem("regions", None, f"no route: {', '.join(chosen)} watch no shard of their own")
-        )
+        problems.append(Problem("regions", None, f"no route: no shard is at home in {' or '.join(chosen)}"))
     if problems:
         raise ConfigError(problems)
     return Plan(config, canaries, routes, _phases(config, canaries, random), loads)

@@ -1,0 +1,139 @@
+"""The plan covers every ordered pair of nodes, keeps the shards' limits, or is refused with the sum that breaks them."""
+
+from itertools import product
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from canary.config import Config, ConfigError, Detection, Entry, Heartbeats, Region, Secret, Shard, Traces
+from canary.events import Route
+from canary.plan import LIMITS, Plan, make_plan
+
+STREAM = LIMITS["stream"]
+
+
+def shard(name: str, nodes: int = 3, region: str | None = None, **seen_from: str) -> Shard:
+    entries = tuple(Entry(f"{name}-{n}", f"http://{name}-{n}", seen_from) for n in range(1, nodes + 1))
+    return Shard(name, region or name, "stream", "key", Secret("secret"), "canary:heartbeats", entries)
+
+
+def config(*shards: Shard, period_s: float = 1.0, **watches: tuple[str, ...]) -> Config:
+    regions = tuple(Region(name, seen) for name, seen in watches.items())
+    return Config("demo", Heartbeats(period_s=period_s), Detection(), Traces(), shards, regions)
+
+
+TWO = config(shard("east", west="http://relay"), shard("west"), east=("east", "west"), west=("west", "east"))
+
+
+def plan(of: Config, *regions: str, seed: int = 1) -> Plan:
+    return make_plan(of, Random(seed), regions)
+
+
+def refused(of: Config, *regions: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        plan(of, *regions)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_every_ordered_pair_of_nodes_is_a_route_also_a_node_with_itself():
+    made = plan(config(shard("east"), east=("east",)))
+    names = [canary.name for canary in made.canaries]
+    assert names == ["east-at-east-1", "east-at-east-2", "east-at-east-3"]
+    assert set(made.routes) == {Route(sender, receiver) for sender, receiver in product(names, names)}
+
+
+def test_only_the_shards_own_region_sends_and_every_watching_region_listens():
+    made = plan(TWO)
+    assert {canary.name for canary in made.canaries if canary.sends} == {
+        f"{name}-at-{name}-{node}" for name in ("east", "west") for node in (1, 2, 3)
+    }
+    assert len(made.canaries) == 12
+    assert len(made.routes_of("east")) == len(made.routes_of("west")) == 3 * 6
+    assert set(made.routes_of("east")) | set(made.routes_of("west")) == set(made.routes)
+
+
+def test_no_route_leads_from_one_shard_to_another():
+    made = plan(TWO)
+    shard_of = {canary.name: canary.shard for canary in made.canaries}
+    assert all(shard_of[route.sender] == shard_of[route.receiver] for route in made.routes)
+
+
+def test_a_region_reaches_a_node_at_the_address_it_sees_it_at():
+    urls = {canary.name: canary.url for canary in plan(TWO).canaries}
+    assert urls["west-at-east-1"] == "http://relay"
+    assert urls["east-at-east-1"] == "http://east-1"
+
+
+def test_a_plan_for_one_region_leaves_out_what_it_would_hear_nothing_on():
+    made = plan(TWO, "west")
+    assert {(canary.region, canary.shard) for canary in made.canaries} == {("west", "west")}
+    assert [load.shard for load in made.loads] == ["west"]
+
+
+def test_no_two_canaries_share_a_name():
+    names = [canary.name for canary in plan(TWO).canaries]
+    assert len(set(names)) == len(names)
+
+
+def test_the_load_of_each_shard_is_stated():
+    east, _ = plan(TWO).loads
+    assert (east.shard, east.senders, east.receivers) == ("east", 3, 6)
+    assert (east.live_per_client_per_s, east.calls_per_user_per_min) == (3.0, 60.0)
+
+
+def test_a_plan_at_the_limit_is_kept_and_one_above_it_is_refused_with_its_sum():
+    assert plan(config(shard("east", nodes=5), east=("east",)))
+    assert refused(config(shard("east", nodes=6), east=("east",))) == [
+        f"shards.east: the plan breaks a limit ({STREAM.source}): "
+        "6 senders / 1 s = 6 live messages/s to every client; the limit is 5. A period of 1.2s keeps it"
+    ]
+
+
+def test_a_sender_that_would_call_too_often_is_refused_with_its_sum():
+    assert refused(config(shard("east", nodes=1), period_s=0.5, east=("east",))) == [
+        f"shards.east: the plan breaks a limit ({STREAM.source}): "
+        "60 s / 0.5 s = 120 sends/min by every sender; the limit is 60. A period of 1s keeps it"
+    ]
+
+
+def test_all_shards_that_break_a_limit_are_named_at_once():
+    both = config(shard("east", 6), shard("west", 6), east=("east",), west=("west",))
+    assert [problem.split(":")[0] for problem in refused(both)] == ["shards.east", "shards.west"]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40))
+def test_the_period_that_a_refusal_proposes_is_long_enough(senders: int):
+    try:
+        plan(config(shard("east", nodes=senders), east=("east",)))
+    except ConfigError as error:
+        proposed_s = float(str(error).rpartition("A period of ")[2].partition("s keeps it")[0])
+        assert plan(config(shard("east", nodes=senders), period_s=proposed_s, east=("east",)))
+
+
+def test_a_region_that_is_not_there_is_named_with_those_that_are():
+    assert refused(TWO, "south") == ["regions: there is no region `south`; there are east, west"]
+
+
+def test_a_plan_without_a_route_is_refused():
+    only_from_afar = config(shard("east"), east=("east",), west=("east",))
+    assert refused(only_from_afar, "west") == ["regions: no route: no shard is at home in west"]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.sampled_from([1.0, 2.5, 10.0]), st.integers())
+def test_the_senders_of_a_shard_are_spread_evenly_over_the_period(senders: int, period_s: float, seed: int):
+    made = plan(config(shard("east", senders), period_s=period_s, east=("east",)), seed=seed)
+    phases = sorted(made.phase_s.values())
+    assert len(phases) == senders
+    assert all(0 <= phase < period_s for phase in phases)
+    following = [*phases[1:], phases[0] + period_s]
+    gaps = [after - before for before, after in zip(phases, following, strict=True)]
+    assert gaps == pytest.approx([period_s / senders] * senders)
+
+
+def test_one_seed_gives_one_plan_and_another_seed_other_phases():
+    assert plan(TWO, seed=1) == plan(TWO, seed=1)
+    assert plan(TWO, seed=1).phase_s != plan(TWO, seed=2).phase_s
