@@ -90,8 +90,8 @@ class Detector:
         self._suspect_rounds = detection.suspect_budget_s / heartbeats.period_s
         self._page_rounds = detection.page_budget_s / heartbeats.period_s
         self._shards = _shards(heartbeats, detection, routes)
-        for name in paging:
-            self._shards[name].tier = Tier.PAGE
+        for shard in self._known(paging):
+            shard.tier = Tier.PAGE
         self._weighed_at = -inf
         self._missed_at: float | None = None
 
@@ -102,7 +102,7 @@ class Detector:
                 self._observe_outcome(event)
                 return []
             case IncidentChanged(change=Change.RESOLVED):
-                return [self._reset(self._shards[name], event.at) for name in event.incident.shards]
+                return [self._reset(shard, event.at) for shard in self._known(event.incident.shards)]
             case _:
                 return []
 
@@ -121,6 +121,10 @@ class Detector:
     def evidence(self, shard: str) -> Evidence:
         state = self._shards[shard]
         return Evidence(state.suspect_rounds, state.page_rounds, state.tier)
+
+    def _known(self, names: Iterable[str]) -> list["_Shard"]:
+        """An incident outlives the configuration it was opened under; its shard may be gone."""
+        return [self._shards[name] for name in names if name in self._shards]
 
     def _observe_outcome(self, event: Outcome) -> None:
         shard = self._shards[event.labels.shard]
@@ -221,12 +225,12 @@ class _Shard:
         for stream in streams:
             for route in stream.members:
                 self._streams_of.setdefault(route, []).append(stream)
-        pooled = _Latencies(prior=None)
-        self._latencies = {stream.members[0]: _Latencies(prior=pooled) for stream in self._routes}
+        pooled = _Silences(prior=None)
+        self._silences = {stream.members[0]: _Silences(prior=pooled) for stream in self._routes}
         self._open: dict[tuple[HeartbeatId, Route], _Beat] = {}
 
     def expect(self, event: Outcome) -> None:
-        beat = _Beat(event.due_at, self._latencies[event.route])
+        beat = _Beat(event.due_at, self._silences[event.route])
         # The schedule is made of floats: the small shift keeps n * period on its own side of the slot's border.
         slot = floor(event.due_at / self.period_s + 1e-6)
         beat.rounds = [stream.expect(beat, slot) for stream in self._streams_of[event.route]]
@@ -235,8 +239,9 @@ class _Shard:
     def settle(self, event: Outcome) -> None:
         beat = self._open.pop((event.heartbeat, event.route))
         beat.live = event.live
-        if event.latency_s is not None:
-            beat.latencies.learn(event.latency_s)
+        if event.live is Live.ARRIVED:
+            # Not its latency: an arrival is kept back until the send is answered, and silence lasts as long as that.
+            beat.silences.learn(event.at - event.due_at)
         for round_, stream in zip(beat.rounds, self._streams_of[event.route], strict=True):
             round_.settle(beat)
             stream.fold()
@@ -313,7 +318,7 @@ class _Stream:
         else:
             round_ = self._newest
         round_.join(beat)
-        round_.closed = round_.closed or len(round_.beats) == len(self.members)
+        round_.closed = round_.closed or round_.joined == len(self.members)
         return round_
 
     def _begin(self, closed: bool) -> "_Round":
@@ -392,7 +397,7 @@ class _Beat:
     """One heartbeat on one route; shared by the rounds of all its streams."""
 
     due_at: float
-    latencies: "_Latencies"
+    silences: "_Silences"
     live: Live = Live.EXPECTED
     rounds: list["_Round"] = field(default_factory=list)
     _seen_through: "_Lens | None" = None
@@ -402,7 +407,7 @@ class _Beat:
         """Probability that a healthy shard takes longer than the heartbeat's age."""
         if self._seen_through is not lens:
             forgiven = lens.overdue_only and self.live is Live.EXPECTED
-            self._late = 1.0 if forgiven else self.latencies.survival(lens.as_of - self.due_at)
+            self._late = 1.0 if forgiven else self.silences.survival(lens.as_of - self.due_at)
             self._seen_through = lens
         return self._late
 
@@ -417,12 +422,15 @@ class _Round:
     beats: list[_Beat] = field(default_factory=list)
     """Those that count. None left: there was no such round, for if it counted, be it with a surprise of 1, then an hour
     of excuses would be worth an hour of evidence."""
+    joined: int = 0
+    """With the excused ones."""
     pending: int = 0
     """Those nothing is known of yet."""
     missed: int = 0
 
     def join(self, beat: _Beat) -> None:
         self.beats.append(beat)
+        self.joined += 1
         self.pending += 1
 
     def settle(self, beat: _Beat) -> None:
@@ -459,7 +467,7 @@ class _Miss:
     surprise: float
 
 
-# --- how late is healthy -------------------------------------------------------------------------------------------
+# --- how long silence is healthy ------------------------------------------------------------------------------------
 
 BUCKET_FIRST_S = 0.001
 BUCKET_WIDTH_LOG = log(1.2)
@@ -467,32 +475,33 @@ BUCKETS = 64
 """1 ms to 100 s in steps of 20 %."""
 
 SAMPLES_MAX = 20_000
-"""Then all counts are halved: a route at 1 Hz forgets a change of its latency within some hours."""
+"""Then all counts are halved: a route at 1 Hz forgets what was normal within some hours."""
 
 PRIOR_SAMPLES = 5
 """So many samples of its own outweigh what the other routes of the shard have taught."""
 
 
-class _Latencies:
-    """Learned latencies of one route, in logarithmic buckets; `prior` speaks while there are few of them."""
+class _Silences:
+    """How long the heartbeats of one route are silent, learned in logarithmic buckets; `prior` speaks while there are
+    few of them."""
 
-    def __init__(self, prior: "_Latencies | None") -> None:
+    def __init__(self, prior: "_Silences | None") -> None:
         self._prior = prior
         self._counts = [0] * BUCKETS
         self._total = 0
 
-    def learn(self, latency_s: float) -> None:
-        self._counts[_bucket(latency_s)] += 1
+    def learn(self, silence_s: float) -> None:
+        self._counts[_bucket(silence_s)] += 1
         self._total += 1
         if self._total >= SAMPLES_MAX:
-            self._counts = [count // 2 for count in self._counts]
+            self._counts = [(count + 1) // 2 for count in self._counts]  # the tail stays
             self._total = sum(self._counts)
         if self._prior is not None:
-            self._prior.learn(latency_s)
+            self._prior.learn(silence_s)
 
     def survival(self, age_s: float) -> float:
-        """P(latency > age), from above: inflated by 1.3 in time and by 1.2, and never below a heavy tail, because the
-        sample knows least where it matters most."""
+        """P(silent for longer than `age_s`), from above: inflated by 1.3 in time and by 1.2, and never below a heavy
+        tail, because the sample knows least where it matters most."""
         if age_s <= 0:
             return 1.0
         return min(max(1.2 * self._share_above(_bucket(age_s / 1.3)), 1e-4 / (age_s * sqrt(age_s))), 1.0)
@@ -504,7 +513,7 @@ class _Latencies:
         return (above + PRIOR_SAMPLES * self._prior._share_above(bucket)) / (self._total + PRIOR_SAMPLES)
 
 
-def _bucket(latency_s: float) -> int:
-    if latency_s <= BUCKET_FIRST_S:
+def _bucket(silence_s: float) -> int:
+    if silence_s <= BUCKET_FIRST_S:
         return 0
-    return min(int(log(latency_s / BUCKET_FIRST_S) / BUCKET_WIDTH_LOG), BUCKETS - 1)
+    return min(int(log(silence_s / BUCKET_FIRST_S) / BUCKET_WIDTH_LOG), BUCKETS - 1)

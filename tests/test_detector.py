@@ -192,6 +192,18 @@ def test_a_group_proves_nothing_before_all_its_members_are_due() -> None:
     assert rig.detector.evidence("shard-0").suspect_rounds == pytest.approx(early + 0.25)
 
 
+def test_a_group_does_not_wait_for_a_member_that_is_excused() -> None:
+    rig = Rig(grid(1, 1, 2))
+    away, silent = rig.shard_of
+    rig.tell(Live.EXPECTED, away, 0.0, 0.0)
+    rig.tell(Live.EXCUSED, away, 0.0, 0.0)
+    rig.tell(Live.EXPECTED, silent, 0.0, 0.0)
+    rig.tell(Live.MISSED, silent, 0.0, 10.0)
+    rig.detector.advance(10.0)
+    expected = 0.75 * mean(scores(1000)) + 0.25 * mean(scores())
+    assert rig.detector.evidence("shard-0").suspect_rounds == pytest.approx(expected)
+
+
 def test_a_heartbeat_that_comes_after_its_slot_is_a_round_of_its_own() -> None:
     rig = Rig(grid(1, 2, 1))
     first, second = rig.shard_of
@@ -361,6 +373,27 @@ def test_an_agent_that_restarts_within_an_incident_does_not_page_for_it_again() 
         rig.play_round(set(rig.routes["shard-0"]))
     assert rig.alarms == []
     assert rig.detector.evidence("shard-0").tier is Tier.PAGE
+
+
+def test_an_incident_may_hold_a_shard_that_is_no_longer_configured() -> None:
+    rig = Rig(grid(1, 1, 2), paging=("gone", "shard-0"))
+    assert rig.detector.observe(resolved("gone", 1)) == []
+    assert rig.detector.evidence("shard-0").tier is Tier.PAGE
+
+
+def test_silence_until_a_slow_answer_is_normal_where_answers_are_slow() -> None:
+    """An arrival is told when the send is answered: here 0.9 s later, every time."""
+    rig = Rig(grid(1, 2, 2))
+    for number in range(60):
+        for route in rig.shard_of:
+            rig.tell(Live.EXPECTED, route, number, number)
+        for route in rig.shard_of:
+            rig.tell(Live.ARRIVED, route, number, number + 0.9)
+    for route in rig.shard_of:
+        rig.tell(Live.EXPECTED, route, 60, 60)
+    before = rig.detector.evidence("shard-0").suspect_rounds
+    rig.detector.advance(60.85)
+    assert rig.detector.evidence("shard-0").suspect_rounds < 1.5 * before
 
 
 def test_a_miss_is_weighed_at_once() -> None:
