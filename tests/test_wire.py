@@ -3,13 +3,15 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from canary import wire
 from canary.events import CanaryName, Heartbeat
 
 FLEET = "drill"
+unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+"""A machine that runs other suites too takes its time."""
 HEARTBEAT = Heartbeat(
     id=wire.heartbeat_id("e1", "us-east-1", 42),
     sender=CanaryName("us-east-1"),
@@ -64,17 +66,20 @@ def test_the_message_fits_the_shards_limit_for_custom_data():
     assert not set(long.id) & {",", "%"}
 
 
+@unhurried
 @given(heartbeats)
 def test_what_was_encoded_is_recognised_intact(heartbeat):
     assert wire.recognise(message(heartbeat), FLEET) == wire.Recognised(heartbeat.id, intact=True)
 
 
+@unhurried
 @given(heartbeats, jsons)
 def test_what_the_shard_adds_to_the_message_does_not_matter(heartbeat, extra):
     answered = {**message(heartbeat), "created_at": extra, "html": extra, "user": extra}
     assert wire.recognise(answered, FLEET) == wire.Recognised(heartbeat.id, intact=True)
 
 
+@unhurried
 @given(heartbeats, st.randoms(use_true_random=False))
 def test_the_order_of_fields_does_not_matter(heartbeat, random):
     encoded = message(heartbeat)
@@ -86,6 +91,7 @@ def test_the_order_of_fields_does_not_matter(heartbeat, random):
 ALTERABLE = ["version", "seq", "period_ms", "due_ns", "traceparent", "digest"]
 
 
+@unhurried
 @given(st.sampled_from(["id", "text"]), st.text())
 def test_another_id_or_text_is_seen(field, value):
     altered = message()
@@ -95,6 +101,7 @@ def test_another_id_or_text_is_seen(field, value):
     assert wire.recognise(altered, FLEET) == wire.Recognised(altered["id"], intact=False)
 
 
+@unhurried
 @given(st.sampled_from(ALTERABLE), jsons)
 def test_another_value_of_any_field_is_seen(field, value):
     altered = message()
@@ -111,6 +118,7 @@ def test_a_field_that_is_gone_is_seen(field):
     assert wire.recognise(altered, FLEET) == wire.Recognised(HEARTBEAT.id, intact=False)
 
 
+@unhurried
 @given(st.text(min_size=1).filter(lambda name: name not in message()[wire.FIELD]), jsons)
 def test_a_field_too_many_is_seen(field, value):
     altered = message()
@@ -130,11 +138,13 @@ def test_another_fleets_heartbeat_is_none_of_ours():
     assert wire.recognise(message(), "another") is None
 
 
+@unhurried
 @given(jsons, jsons, jsons)
 def test_junk_is_no_heartbeat_and_no_error(name, text, body):
     assert wire.recognise({"id": name, "text": text, wire.FIELD: body}, FLEET) is None
 
 
+@unhurried
 @given(jsons, st.dictionaries(st.text(), jsons))
 def test_junk_in_our_name_is_not_intact_and_no_error(text, body):
     junk = {"id": "e1.x.1", "text": text, wire.FIELD: {**body, "fleet": FLEET}}

@@ -41,7 +41,8 @@ class Arrival:
 class ArrivalStream(trio.abc.HalfCloseableStream):
     """Passes bytes on and dates every read in `arrival`.
 
-    A stream without a kernel socket (in memory, or on a platform without such stamps) is dated when the read returns.
+    A stream without a kernel socket (in memory, or on a platform without such stamps) is dated when the read returns,
+    and so are the first reads after a machine's first socket asks for stamps: the kernel turns them on a little later.
     With `tls`, a read that ended several TLS records is COALESCED: the frames in it come out one by one above us.
     Without, whoever takes frames off the stream sees for himself which of them share a read.
     """

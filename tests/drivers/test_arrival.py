@@ -20,6 +20,24 @@ from canary.events import Stamp
 NOW_AT, NOW_NS = 5000.0, 1_700_000_000_123_456_789
 
 
+@pytest.fixture(scope="module", autouse=True)
+def kernel_stamps():
+    """The kernel turns stamps on some time after the first socket asks, and off after the last one is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    with near, far:
+        near.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        for _ in range(500):
+            far.send(b"x")
+            if near.recvmsg(1, 64)[1]:
+                break
+            time.sleep(0.01)
+        else:
+            raise AssertionError("no stamp within 5 s")
+        yield
+
+
 def control(age_ns: int) -> list[tuple[int, int, bytes]]:
     payload = TIMESPEC.pack(*divmod(NOW_NS - age_ns, 1_000_000_000))
     return [(socket.SOL_SOCKET, SO_TIMESTAMPNS, payload)]

@@ -83,9 +83,8 @@ async def test_every_ordered_pair_of_nodes_delivers_stores_and_replays(shard, ca
         assert all(
             sent[receipt.heartbeat][0] < receipt.at < sent[receipt.heartbeat][1] + 5 for receipt in receipts
         )
-        # Frames of one heartbeat rarely share a read with those of another, but they may.
+        # The first ones may come before the kernel stamps, and now and then two share a read.
         assert sum(receipt.stamp is Stamp.KERNEL for receipt in receipts) > len(receipts) / 2
-        assert not any(receipt.stamp is Stamp.USER for receipt in receipts)
 
 
 async def test_an_id_that_exists_is_refused(shard, canaries):
