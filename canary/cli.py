@@ -25,7 +25,19 @@ from rich.table import Table
 from canary.agent import Agent, View, run_agent, wall_offset_s
 from canary.config import Config, ConfigError, Problem, parse, seconds
 from canary.drivers import DriverError, Unauthorized, WrongProtocol
-from canary.events import Attached, Closed, Event, IncidentChanged, Settled, Verdict
+from canary.events import (
+    FAILED,
+    Attached,
+    Closed,
+    Event,
+    IncidentChanged,
+    Labels,
+    Rate,
+    Scope,
+    Settled,
+    Verdict,
+)
+from canary.incident import explain
 from canary.outputs.journal import JournalError, follow
 from canary.outputs.lines import run_lines
 from canary.outputs.screen import run_screen
@@ -113,7 +125,20 @@ async def _check(plan: Plan, quiet: bool) -> Summary:
 
         agent = Agent(plan, Random(), wall_offset_s(), say=console.print, views=[look], beats=CHECK_BEATS)
         troubles = await run_agent(agent)
-    return summarise(events, troubles, None)
+    return summarise(events, troubles, _scope(events, plan))
+
+
+def _scope(events: Sequence[Event], plan: Plan) -> Scope:
+    """Where heartbeats went missing, from the last verdict on each route; nothing stands out when none did."""
+    last = {(one.heartbeat, one.route): one for one in events if isinstance(one, Settled)}
+    counts: dict[Labels, list[int]] = {}
+    for settled in last.values():
+        if settled.verdict is Verdict.DELIVERED or settled.verdict in FAILED:
+            count = counts.setdefault(settled.labels, [0, 0])
+            count[0] += settled.verdict in FAILED
+            count[1] += 1
+    cells = {labels: Rate(missed, total) for labels, (missed, total) in counts.items()}
+    return explain(cells, plan.config.detection.tolerated_loss)
 
 
 def _progress(plan: Plan, events: Sequence[Event]) -> str:

@@ -35,7 +35,7 @@ from canary.events import (
     Live as LivePath,
 )
 from canary.outputs.lines import Narrator, Told
-from canary.outputs.words import clock_text, kind_in_words, percent, rates_text, scope_in_words
+from canary.outputs.words import clock_text, kind_in_words, percent, rates_text, scope_in_words, short_names
 
 REFRESH_S = 0.25
 BEATS_SHOWN = 5  # heartbeats of a route behind a cell: old enough to be no accident, young enough to be news
@@ -291,7 +291,7 @@ def _columns(cells: Iterable[Cell]) -> list[tuple[str, str]]:
 
 def _matrix_head(columns: list[tuple[str, str]], label_width: int) -> Text:
     head = Text(_fitted(_CORNER, label_width), style="dim")
-    short = _short_names([node for _, node in columns])
+    short = short_names([node for _, node in columns])
     for region, node in columns:
         gap = _group_gap(columns, region, node)
         head.append(f" {region}:" if gap else "")
@@ -330,12 +330,6 @@ def _node_text(state: ScreenState, node: str) -> str:
     changed_at = state.build_changed_at.get(node)
     new = changed_at is not None and state.now - changed_at < NEW_BUILD_S
     return f"{node} {state.builds.get(node, '')}{'*' if new else ''}"
-
-
-def _short_names(nodes: list[str]) -> dict[str, str]:
-    """The last part of the name where that tells them apart: us-east-1, us-east-2 -> 1, 2."""
-    short = {node: node.rpartition("-")[2] for node in nodes}
-    return short if len(set(short.values())) == len(short) else {node: node for node in nodes}
 
 
 def _incidents(state: ScreenState) -> Iterator[Text]:

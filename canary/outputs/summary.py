@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from canary.events import FAILED, CanaryName, Closed, Event, Scope, Settled, Skipped, Verdict
-from canary.outputs.words import kind_in_words, percent, scope_text
+from canary.outputs.words import kind_in_words, percent, scope_text, short_names
 
 
 class Health(Enum):
@@ -171,10 +171,11 @@ def render_summary(summary: Summary) -> RenderableType:
 def _matrix(shard: str, cells: Sequence[Cell]) -> Table:
     here = [cell for cell in cells if cell.shard == shard]
     columns = sorted({(cell.receiver_region, cell.receiver_node) for cell in here})
+    short = short_names([node for _, node in columns])
     table = Table(title=f"shard {shard}", title_justify="left", box=None, pad_edge=False)
-    table.add_column("accepted at")
+    table.add_column("accepted at\n\\ received", style="dim", no_wrap=True)
     for region, node in columns:
-        table.add_column(f"{node}\nfrom {region}", justify="right")
+        table.add_column(f"{region}\n{short[node]}", justify="right", no_wrap=True)
     for sender in sorted({cell.sender_node for cell in here}):
         row = {
             (cell.receiver_region, cell.receiver_node): cell for cell in here if cell.sender_node == sender
@@ -184,9 +185,9 @@ def _matrix(shard: str, cells: Sequence[Cell]) -> Table:
 
 
 def _shown(cell: Cell | None) -> Text:
+    """The latency where all is well, else the share that arrived; never colour alone."""
     if cell is None:
         return Text("-", style="dim")
-    if cell.delivered == cell.heartbeats:
-        return Text(f"{cell.latency_ms:g} ms", style="green")
-    worst = max((name for name in cell.verdicts if name != "delivered"), key=lambda name: cell.verdicts[name])
-    return Text(f"{worst}\n{percent(cell.delivered / cell.heartbeats)}", style="red")
+    if cell.delivered == cell.heartbeats and cell.latency_ms is not None:
+        return Text(f"{cell.latency_ms:.0f} ms", style="green")
+    return Text(f"!{percent(cell.delivered / cell.heartbeats)}", style="red")

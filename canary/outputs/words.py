@@ -180,3 +180,9 @@ def _when_text(incident: Incident) -> str:
 def _trace_id(heartbeat: HeartbeatId) -> str:
     """It follows from the id alone."""
     return Heartbeat(heartbeat, CanaryName(""), "", 0, 0.0, 0.0).trace_id
+
+
+def short_names(nodes: list[str]) -> dict[str, str]:
+    """The last part of the name where that tells them apart: us-east-1, us-east-2 -> 1, 2."""
+    short = {node: node.rpartition("-")[2] for node in nodes}
+    return short if len(set(short.values())) == len(short) else {node: node for node in nodes}
