@@ -6,7 +6,7 @@ from random import Random
 
 import trio
 
-from canary.drivers import Driver, Unreachable
+from canary.drivers import AttachError, Driver, Unauthorized, WrongProtocol
 from canary.events import AuditDue, CanaryName, Event, Fact, Heartbeat, Resumed, Stalled
 from canary.fleet.auditor import keep_auditing
 from canary.fleet.client import BACKOFF_FIRST_S, BACKOFF_MAX_S, Client, Timetable
@@ -101,7 +101,9 @@ async def _serve(driver: Driver, clients: Sequence[Client], nursery: trio.Nurser
         try:
             await driver.prepare([client.canary for client in clients])
             break
-        except Unreachable as error:
+        except (Unauthorized, WrongProtocol):
+            raise
+        except AttachError as error:
             for client in clients:
                 await client.leave(str(error))
         await trio.sleep(backoff_s)
