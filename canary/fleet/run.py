@@ -80,6 +80,7 @@ async def _live(
     auditors: dict[str, trio.MemorySendChannel[AuditDue]] = {}
     for shard, driver in fleet.drivers.items():
         here = [client for client in clients if client.canary.shard == shard]
+        here.sort(key=lambda client: not client.canary.sends)  # the first prepares the shard: from near by
         auditors[shard], due = trio.open_memory_channel[AuditDue](AUDITS_MAX)
         nursery.start_soon(keep_auditing, driver, here, due, tell.send)
         nursery.start_soon(_serve, driver, here, nursery)
