@@ -5,20 +5,22 @@ every websocket that watched the channel when the store acknowledged the message
 
     handed        an event with the message was written to that socket
     withheld      it never was, although the socket stayed for the whole time in which it should have come
-    interrupted   it never was, and the socket began or ended about then: nobody can say whose fault it is
+    interrupted   it never was, and the socket began or ended about then, or it was so late that it may or may not have
+                  been in time: nobody can say whose fault it is
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import msgspec
+
 from canary.events import CanaryName, HeartbeatId
 
 EDGE_S = 1.0
-"""A socket that began this shortly before, or ended this shortly after the deadline: cluster and canary, an ocean
-apart, may each see it on another side of the line."""
+"""A socket that began this shortly before, or ended this shortly after the deadline, or a delivery this close to it:
+cluster and canary, an ocean apart, may each see it on another side of the line."""
 
 
 class Deed(Enum):
@@ -55,82 +57,100 @@ class Truth:
     nodes: tuple[NodeEvent, ...]
 
 
+class _Line(msgspec.Struct):
+    """One line of a delivery log; which fields it has depends on `what`."""
+
+    t: float
+    node: str
+    build: str
+    what: str
+    connection: str = ""
+    user: str = ""
+    cid: str = ""
+    message: str = ""
+
+
 @dataclass(slots=True)
 class _Watching:
     node: str
+    connection: str
     user: str
     cid: str
     since: float
     until: float = float("inf")
 
+    def ends(self, line: _Line) -> bool:
+        """A node that stopped took its connections along, said or not."""
+        match line.what:
+            case "unwatch":
+                return (self.connection, self.cid) == (line.connection, line.cid)
+            case "close":
+                return self.connection == line.connection
+            case "start" | "stop":
+                return self.node == line.node
+        return False
+
 
 def read_truth(directory: Path, deadline_s: float) -> Truth:
     """Read every node's log. `deadline_s` is how long a socket must have stayed for silence to be withholding."""
-    lines = [json.loads(line) for path in sorted(directory.glob("*.jsonl")) for line in path.open()]
-    lines.sort(key=lambda line: float(line["t"]))
+    texts = [path.read_text(encoding="utf-8") for path in sorted(directory.glob("*.jsonl"))]
+    lines = [msgspec.json.decode(line, type=_Line) for text in texts for line in text.splitlines()]
+    lines.sort(key=lambda line: line.t)
     nodes = tuple(
-        NodeEvent(line["t"], line["node"], line["build"], line["what"])
+        NodeEvent(line.t, line.node, line.build, line.what)
         for line in lines
-        if "connection" not in line and line["what"] != "accept"
+        if not line.connection and line.what != "accept"
     )
     watchings = _watchings(lines)
-    handed = {(line["message"], line["connection"]) for line in lines if line["what"] == "hand"}
+    handed = {(line.message, line.connection): line.t for line in reversed(lines) if line.what == "hand"}
     deliveries = [
-        delivery
+        Delivery(
+            HeartbeatId(line.message),
+            CanaryName(watching.user),
+            line.node,
+            line.build,
+            line.t,
+            _deed(line.t, handed.get((line.message, watching.connection)), watching, deadline_s),
+        )
         for line in lines
-        if line["what"] == "accept"
-        for delivery in _owed(line, watchings, handed, deadline_s)
+        if line.what == "accept"
+        for watching in _owed(line, watchings)
     ]
     return Truth(tuple(deliveries), nodes)
 
 
-def _watchings(lines: Iterable[dict[str, object]]) -> dict[str, _Watching]:
-    """Connection -> when it watched. A node that stopped took its connections along, said or not."""
-    watchings: dict[str, _Watching] = {}
+def shard_of(node: str) -> str:
+    """Nodes are called `<shard>-<number>`."""
+    return node.rpartition("-")[0]
+
+
+def _watchings(lines: Iterable[_Line]) -> list[_Watching]:
+    watchings: list[_Watching] = []
+    running: list[_Watching] = []
     for line in lines:
-        at, node = float(str(line["t"])), str(line["node"])
-        match line["what"]:
-            case "watch":
-                watching = _Watching(node, str(line["user"]), str(line["cid"]), at)
-                watchings.setdefault(str(line["connection"]), watching)
-            case "close" | "unwatch":
-                _end(watchings.get(str(line["connection"])), at)
-            case "start" | "stop":
-                for watching in watchings.values():
-                    if watching.node == node:
-                        _end(watching, at)
+        for watching in running:
+            if watching.ends(line):
+                watching.until = line.t
+        running = [watching for watching in running if watching.until > line.t]
+        if line.what == "watch" and not any(
+            (watching.connection, watching.cid) == (line.connection, line.cid) for watching in running
+        ):
+            running.append(_Watching(line.node, line.connection, line.user, line.cid, line.t))
+            watchings.append(running[-1])
     return watchings
 
 
-def _end(watching: _Watching | None, at: float) -> None:
-    if watching is not None:
-        watching.until = min(watching.until, at)
+def _owed(accept: _Line, watchings: Iterable[_Watching]) -> Iterator[_Watching]:
+    """Who watched. In another region's cluster the same channel name is another channel."""
+    for watching in watchings:
+        there = watching.cid == accept.cid and shard_of(watching.node) == shard_of(accept.node)
+        if there and watching.since < accept.t < watching.until:
+            yield watching
 
 
-def _owed(
-    accept: dict[str, object],
-    watchings: dict[str, _Watching],
-    handed: set[tuple[object, object]],
-    deadline_s: float,
-) -> Iterable[Delivery]:
-    at = float(str(accept["t"]))
-    shard = str(accept["node"]).rpartition("-")[0]
-    for connection, watching in watchings.items():
-        if watching.cid != accept["cid"] or not watching.since < at < watching.until:
-            continue
-        if watching.node.rpartition("-")[0] != shard:
-            continue  # another region's cluster: the same channel name is another channel there
-        if (accept["message"], connection) in handed:
-            deed = Deed.HANDED
-        elif watching.since < at - EDGE_S and watching.until > at + deadline_s + EDGE_S:
-            deed = Deed.WITHHELD
-        else:
-            deed = Deed.INTERRUPTED
-        yield Delivery(
-            HeartbeatId(str(accept["message"])),
-            CanaryName(watching.user),
-            str(accept["node"]),
-            str(accept["build"]),
-            at,
-            deed,
-        )
+def _deed(accepted: float, handed: float | None, watching: _Watching, deadline_s: float) -> Deed:
+    if handed is not None:
+        return Deed.HANDED if handed < accepted + deadline_s - EDGE_S else Deed.INTERRUPTED
+    if watching.since < accepted - EDGE_S and watching.until > accepted + deadline_s + EDGE_S:
+        return Deed.WITHHELD
+    return Deed.INTERRUPTED
