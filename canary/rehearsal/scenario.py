@@ -5,25 +5,31 @@ Knows the file's form and nothing of how it is played.
 
 import tomllib
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import msgspec
 
 from canary.config import ConfigError, Problem, seconds
+from canary.events import Verdict
 
 
 class ClusterShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The cluster to start."""
 
-    regions: list[str]
-    nodes: int
+    regions: Annotated[list[str], msgspec.Meta(min_length=1)]
+    nodes: Annotated[int, msgspec.Meta(ge=1)]
     build: str
 
 
 class _StepText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    do: str
+    do: Literal["deploy", "rollback", "end"]
     wait: str = "0s"
     build: str = ""
     pause: str = "0s"
+
+    def __post_init__(self) -> None:
+        if (self.do == "deploy") is not bool(self.build):
+            raise ValueError(f"`{self.do}` {'needs' if self.do == 'deploy' else 'takes no'} `build`")
 
 
 class Reach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,10 +43,14 @@ class ScopeTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exactly: str = ""
     among: str = ""
 
+    def __post_init__(self) -> None:
+        if bool(self.exactly) is bool(self.among):
+            raise ValueError("give either `exactly` or `among`")
+
 
 class _ExpectText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages: int | None = None
-    kind: str | None = None
+    kind: Verdict | None = None
     stored: bool | None = None
     replayed: bool | None = None
     suspect_within: str | None = None
@@ -55,8 +65,12 @@ class _ExpectText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _ScenarioText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     cluster: ClusterShape
-    step: list[_StepText]
+    step: Annotated[list[_StepText], msgspec.Meta(min_length=1)]
     expect: _ExpectText
+
+    def __post_init__(self) -> None:
+        if any(step.do == "end" for step in self.step[:-1]):
+            raise ValueError("nothing can follow the step `end`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +85,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    """What the score is held against; None: anything goes. `pages` counts incidents that paged."""
+    """What the score is held against; None: anything goes. `pages` counts incidents that opened, for each pages once."""
 
     pages: int | None
     kind: str | None
@@ -93,9 +107,6 @@ class Scenario:
     expect: Expect
 
 
-DOES = ("deploy", "rollback", "end")
-
-
 def parse_scenario(name: str, text: str, pace: float = 1.0) -> Scenario:
     """The scenario with its waits and pauses divided by `pace`. Raises ConfigError."""
     try:
@@ -107,15 +118,13 @@ def parse_scenario(name: str, text: str, pace: float = 1.0) -> Scenario:
 
 
 def _step(step: _StepText, pace: float) -> Step:
-    if step.do not in DOES:
-        raise ValueError(f"`do` must be one of {', '.join(DOES)}, not `{step.do}`")
     return Step(step.do, seconds(step.wait) / pace, step.build, seconds(step.pause) / pace)
 
 
 def _expect(expect: _ExpectText) -> Expect:
     return Expect(
         pages=expect.pages,
-        kind=expect.kind,
+        kind=expect.kind.value if expect.kind else None,
         stored=expect.stored,
         replayed=expect.replayed,
         suspect_within_s=_maybe(expect.suspect_within),

@@ -1,0 +1,83 @@
+"""A scenario file is a timeline and what the fleet must say, or one error that says what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+
+from canary.config import ConfigError
+from canary.rehearsal.scenario import ScopeTest, parse_scenario
+
+SCENARIOS = sorted((Path(__file__).parent.parent.parent / "scenarios").glob("*.toml"))
+TEXT = """\
+title = "t"
+[cluster]
+regions = ["east"]
+nodes = 3
+build = "good-1"
+[[step]]
+wait = "6s"
+do = "deploy"
+build = "bad"
+pause = "8s"
+[[step]]
+do = "end"
+[expect]
+kind = "undelivered"
+page_within = "7s"
+scope_stage_2 = { exactly = "sender.build=bad" }
+"""
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_shipped_scenario_parses_deploys_and_ends(path: Path):
+    scenario = parse_scenario(path.stem, path.read_text())
+    assert scenario.name == path.stem
+    assert scenario.steps[0].do == "deploy"
+    assert scenario.steps[-1].do == "end"
+
+
+def test_the_ninth_of_december_says_what_the_fleet_must_say():
+    path = next(path for path in SCENARIOS if path.stem == "2020-12-09")
+    expect = parse_scenario(path.stem, path.read_text()).expect
+    assert (expect.kind, expect.stored, expect.replayed) == ("undelivered", True, True)
+    assert (expect.suspect_within_s, expect.page_within_s, expect.onset_within_s) == (4.0, 7.0, 1.5)
+    assert expect.scopes[1] == ScopeTest(exactly="sender.build=local-fanout, same_node=no")
+
+
+def test_what_is_not_expected_may_be_anything():
+    expect = parse_scenario("x", TEXT).expect
+    assert (expect.pages, expect.stored, expect.reach) == (None, None, None)
+    assert expect.scopes == (None, ScopeTest(exactly="sender.build=bad"), None)
+
+
+def test_pace_divides_waits_and_pauses_and_leaves_what_is_expected():
+    slow, quick = parse_scenario("x", TEXT), parse_scenario("x", TEXT, pace=2)
+    assert [(step.wait_s, step.pause_s) for step in slow.steps] == [(6, 8), (0, 0)]
+    assert [(step.wait_s, step.pause_s) for step in quick.steps] == [(3, 4), (0, 0)]
+    assert quick.expect == slow.expect
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error"),
+    [
+        ('do = "deploy"', 'do = "explode"', "Invalid enum value 'explode' - at `$.step[0].do`"),
+        ('do = "deploy"', 'do = "deploy"\nwhen = "now"', "contains unknown field `when`"),
+        ('build = "bad"', "", "`deploy` needs `build`"),
+        ('do = "end"', 'do = "end"\nbuild = "bad"', "`end` takes no `build`"),
+        ('do = "end"', 'do = "end"\n[[step]]\ndo = "rollback"', "nothing can follow the step `end`"),
+        ('wait = "6s"', 'wait = "soon"', '"soon" is not a duration'),
+        ("nodes = 3", "nodes = 0", ">= 1 - at `$.cluster.nodes`"),
+        ('["east"]', "[]", "at `$.cluster.regions`"),
+        ('"undelivered"', '"undelivred"', "Invalid enum value 'undelivred' - at `$.expect.kind`"),
+        ("{ exactly", '{ among = "x", exactly', "give either `exactly` or `among`"),
+        ('{ exactly = "sender.build=bad" }', "{}", "give either `exactly` or `among`"),
+        ('title = "t"', "", "missing required field `title`"),
+        ('title = "t"', "title = t", "Invalid value"),
+    ],
+)
+def test_a_mistake_is_an_error_that_names_scenario_and_place(before: str, after: str, error: str):
+    assert before in TEXT
+    with pytest.raises(ConfigError) as caught:
+        parse_scenario("mine", TEXT.replace(before, after, 1))
+    assert str(caught.value).startswith("scenario mine: ")
+    assert error in str(caught.value)
