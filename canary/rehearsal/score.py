@@ -12,7 +12,6 @@ import msgspec
 from canary.events import (
     FAILED,
     Alarm,
-    CanaryName,
     Change,
     Closed,
     Event,
@@ -24,7 +23,10 @@ from canary.events import (
     Verdict,
 )
 from canary.rehearsal.scenario import Scenario, ScopeTest
-from canary.rehearsal.truth import Deed, Delivery, NodeEvent, Truth
+from canary.rehearsal.truth import Deed, Delivery, NodeEvent, Truth, shard_of
+
+UNHEARD = FAILED - {Verdict.LATE}
+"""The verdicts that a withheld delivery deserves; which of them is for `kind` to say."""
 
 
 class RegionScore(msgspec.Struct, frozen=True):
@@ -49,6 +51,8 @@ class Score(msgspec.Struct, frozen=True):
     seed: int
     ok: bool
     regions: dict[str, RegionScore]
+    pages: int
+    """Incidents that opened."""
     false_pages: int
     heartbeats: int
     routes: int
@@ -56,7 +60,7 @@ class Score(msgspec.Struct, frozen=True):
     withheld: int
     """Deliveries that the cluster withheld, by its own log."""
     missed: int
-    """Of these, how many the fleet did not call undelivered."""
+    """Of these, how many the fleet did not call undelivered or worse, or said nothing of."""
     invented: int
     """Deliveries that the cluster made and the fleet called failed."""
     interrupted: int
@@ -94,6 +98,7 @@ def make_score(
         seed=seed,
         ok=True,
         regions=shard_scores,
+        pages=len(record.opened),
         false_pages=_false_pages(record, withheld),
         heartbeats=len(record.closed),
         routes=routes,
@@ -118,6 +123,7 @@ class _Record:
         self.wall_offset_s = wall_offset_s
         self.alarms = [event for event in events if isinstance(event, Alarm)]
         self.changes = [event for event in events if isinstance(event, IncidentChanged)]
+        self.opened = [change for change in self.changes if change.change is Change.OPENED]
         self.closed: dict[HeartbeatId, Closed] = {}
         self.settled: dict[tuple[HeartbeatId, object], Settled] = {}
         for event in events:
@@ -131,15 +137,11 @@ class _Record:
         return at + self.wall_offset_s
 
 
-def _shard_of(node: str) -> str:
-    return node.rpartition("-")[0]
-
-
 def _first_withheld(truth: Truth, shard: str) -> float | None:
     walls = [
         delivery.accepted_wall
         for delivery in truth.deliveries
-        if delivery.deed is Deed.WITHHELD and _shard_of(delivery.node) == shard
+        if delivery.deed is Deed.WITHHELD and shard_of(delivery.node) == shard
     ]
     return min(walls, default=None)
 
@@ -152,17 +154,12 @@ def _region_score(
     incident = next(
         (change.incident for change in reversed(record.changes) if shard in change.incident.shards), None
     )
-    page = next((a for a in record.alarms if a.shard == shard and a.tier is Tier.PAGE), None)
-    suspect = next((a for a in record.alarms if a.shard == shard and a.tier is not Tier.OK), None)
+    page = _first_alarm(record, shard, withheld_wall, (Tier.PAGE,))
+    suspect = _first_alarm(record, shard, withheld_wall, (Tier.SUSPECT, Tier.PAGE))
 
-    def after(alarm: Alarm | None) -> float | None:
-        if alarm is None or withheld_wall is None:
-            return None
-        return round(record.wall(alarm.at) - withheld_wall, 3)
+    def after(at: float | None) -> float | None:
+        return None if at is None or withheld_wall is None else round(record.wall(at) - withheld_wall, 3)
 
-    onset_error_s = None
-    if page is not None and withheld_wall is not None:
-        onset_error_s = round(record.wall(page.onset_at) - withheld_wall, 3)
     scopes = [_scope_at(record, shard, stages.get(number)) for number in (1, 2, 3)]
     last_faulty_wall = _last_faulty(truth.nodes, shard, scenario)
     resolved_after_s = None
@@ -170,9 +167,9 @@ def _region_score(
         resolved_after_s = round(incident.resolved_wall - last_faulty_wall, 3)
     return RegionScore(
         first_withheld_at=None if withheld_wall is None else round(withheld_wall - began_wall, 3),
-        suspect_after_s=after(suspect),
-        page_after_s=after(page),
-        onset_error_s=onset_error_s,
+        suspect_after_s=after(suspect.at if suspect else None),
+        page_after_s=after(page.at if page else None),
+        onset_error_s=after(page.onset_at if page else None),
         kind=incident.kind.value if incident else None,
         stored=_clean(incident.stored.missed, incident.stored.total) if incident else None,
         replayed=_clean(incident.replayed.missed, incident.replayed.total) if incident else None,
@@ -182,6 +179,16 @@ def _region_score(
         reach_full_exposure=_reach(record, shard, stages.get(scenario.cluster.nodes)),
         resolved_after_s=resolved_after_s,
     )
+
+
+def _first_alarm(
+    record: _Record, shard: str, since_wall: float | None, tiers: tuple[Tier, ...]
+) -> Alarm | None:
+    """An alarm from before the fault says nothing of how soon it was seen."""
+    if since_wall is None:
+        return None
+    here = [alarm for alarm in record.alarms if alarm.shard == shard and alarm.tier in tiers]
+    return next((alarm for alarm in here if record.wall(alarm.at) >= since_wall), None)
 
 
 def _clean(missed: int, total: int) -> bool | None:
@@ -195,7 +202,7 @@ def _deployed_build(scenario: Scenario) -> str:
 def _stages(nodes: Sequence[NodeEvent], shard: str, scenario: Scenario) -> dict[int, Stage]:
     """A stage begins when its node is ready with the deployed build and ends when the next node of the shard drains."""
     build = _deployed_build(scenario)
-    here = [event for event in nodes if _shard_of(event.node) == shard]
+    here = [event for event in nodes if shard_of(event.node) == shard]
     ready = [event for event in here if event.what == "ready" and event.build == build]
     stages = {}
     for number, event in enumerate(ready, 1):
@@ -210,7 +217,7 @@ def _last_faulty(nodes: Sequence[NodeEvent], shard: str, scenario: Scenario) -> 
     walls = [
         event.wall
         for event in nodes
-        if _shard_of(event.node) == shard and event.build == build and event.what in ("drain", "stop")
+        if shard_of(event.node) == shard and event.build == build and event.what in ("drain", "stop")
     ]
     return max(walls, default=None)
 
@@ -255,29 +262,27 @@ def _is_judged(settled: Settled) -> bool:
 def _disagreements(record: _Record, truth: Truth) -> tuple[int, int]:
     """Heartbeat by heartbeat: withheld but not called undelivered, and handed but called failed."""
     said = {(name, settled.route.receiver): settled.verdict for (name, _), settled in record.settled.items()}
-    known = [delivery for delivery in truth.deliveries if (delivery.message, delivery.receiver) in said]
-    missed = sum(_is_missed(delivery, said) for delivery in known)
+
+    def verdict(delivery: Delivery) -> Verdict | None:
+        return said.get((delivery.message, delivery.receiver))
+
+    missed = sum(
+        delivery.deed is Deed.WITHHELD and verdict(delivery) not in UNHEARD for delivery in truth.deliveries
+    )
     invented = sum(
-        delivery.deed is Deed.HANDED and said[delivery.message, delivery.receiver] in FAILED
-        for delivery in known
+        delivery.deed is Deed.HANDED and verdict(delivery) in FAILED for delivery in truth.deliveries
     )
     return missed, invented
 
 
-def _is_missed(delivery: Delivery, said: dict[tuple[HeartbeatId, CanaryName], Verdict]) -> bool:
-    verdict = said[delivery.message, delivery.receiver]
-    return delivery.deed is Deed.WITHHELD and verdict is not Verdict.UNDELIVERED
-
-
 def _false_pages(record: _Record, withheld: dict[str, float | None]) -> int:
     """Incidents that opened on a shard that had withheld nothing by then."""
-    opened = [change for change in record.changes if change.change is Change.OPENED]
     return sum(
         any(
             (first := withheld.get(shard)) is None or first > record.wall(change.at)
             for shard in change.incident.shards
         )
-        for change in opened
+        for change in record.opened
     )
 
 
@@ -301,7 +306,10 @@ def _failures(scenario: Scenario, score: Score) -> list[str]:
         )
     if score.routes_covered < score.routes:
         failures.append(f"only {score.routes_covered} of {score.routes} routes were covered")
-    if lost := score.verdicts.get("lost"):
+    if scenario.expect.pages is not None and score.pages != scenario.expect.pages:
+        failures.append(f"{score.pages} incidents paged, not {scenario.expect.pages}")
+    lost = score.verdicts.get(Verdict.LOST.value, 0)
+    if lost and scenario.expect.kind != Verdict.LOST.value:
         failures.append(f"{lost} heartbeats called lost; this scenario loses none")
     for shard, region in score.regions.items():
         failures += [f"{shard}: {text}" for text in _region_failures(scenario, region)]
@@ -311,7 +319,6 @@ def _failures(scenario: Scenario, score: Score) -> list[str]:
 def _region_failures(scenario: Scenario, region: RegionScore) -> list[str]:
     expect = scenario.expect
     checks = [
-        (expect.pages == 0 and region.page_after_s is not None, "paged, and nothing was wrong"),
         _differs("kind", expect.kind, region.kind),
         _differs("stored", expect.stored, region.stored),
         _differs("replayed", expect.replayed, region.replayed),
@@ -335,14 +342,11 @@ def _differs(what: str, expected: object, said: object) -> tuple[bool, str]:
     return expected is not None and expected != said, f"{what} is {said}, not {expected}"
 
 
-def _exceeds(what: str, within_s: float | None, value: float | None) -> tuple[bool, str]:
-    too_much = within_s is not None and (value is None or abs(value) > within_s)
-    return (
-        too_much,
-        f"{what} {'never came' if value is None else f'{value:.2f} s'}, at most {within_s:g} s expected"
-        if within_s
-        else "",
-    )
+def _exceeds(what: str, within_s: float | None, value_s: float | None) -> tuple[bool, str]:
+    if within_s is None or (value_s is not None and abs(value_s) <= within_s):
+        return False, ""
+    said = "never came" if value_s is None else f"{value_s:.2f} s"
+    return True, f"{what} {said}, at most {within_s:g} s expected"
 
 
 def _fits(test: ScopeTest, scope: list[str]) -> bool:
