@@ -116,7 +116,7 @@ def _diagnose(
     worst = _most(one.verdict for one in failed)
     share = f"{len(failed)} of {len(settled)} heartbeats"
     where = f" Where: {scope_text(scope)}." if scope and scope.rules else ""
-    example = failed[0]
+    example = next(one for one in failed if one.verdict is worst)
     return (
         f"{worst.value.upper()}: {kind_in_words(worst)} ({share}).{where}",
         f"Example: heartbeat {example.heartbeat}, {example.route.sender} -> {example.route.receiver}: {example.reason}.",
@@ -139,7 +139,9 @@ def _cells(settled: Iterable[Settled]) -> list[Cell]:
 
 def _cell(shard: str, sender: str, region: str, receiver: str, group: list[Settled]) -> Cell:
     verdicts = [one.verdict for one in group]
-    latencies = [one.latency_s for one in group if one.latency_s is not None]
+    latencies = [
+        one.latency_s for one in group if one.verdict is Verdict.DELIVERED and one.latency_s is not None
+    ]
     return Cell(
         shard=shard,
         sender_node=sender,
