@@ -79,6 +79,7 @@ async def test_a_driver_is_a_driver(driver, autojump_clock):
 
 async def test_other_traffic_is_skipped(odd, odd_driver, says, canary, beat, autojump_clock):
     ours = wire.encode(beat(canary), "drill", 1.0)
+    not_live = wire.encode(beat(canary, 6), "drill", 1.0)
     another_fleet = wire.encode(beat(canary, 7), "someone-else", 1.0)
     frames = [
         "not json",
@@ -87,7 +88,7 @@ async def test_other_traffic_is_skipped(odd, odd_driver, says, canary, beat, aut
         '{"type": "message.new", "message": "a text"}',
         '{"type": "message.new", "message": {"id": "m1", "text": "hello", "canary": true}}',
         json.dumps({"type": "message.new", "message": another_fleet}),
-        json.dumps({"type": "notification.message_new", "message": ours}),
+        json.dumps({"type": "notification.message_new", "message": not_live}),
         "[" * 100_000,
         json.dumps({"type": "message.new", "message": ours, "watcher_count": 3}),
     ]
@@ -166,7 +167,7 @@ async def test_a_token_is_renewed_before_it_expires(odd, odd_driver, canary, aut
 async def test_look_ups_go_out_in_batches(odd, odd_driver, canary, autojump_clock):
     def answer(request):
         ids = request.url.params["ids"].split(",")
-        return httpx.Response(200, json={"messages": [{"id": name} for name in ids]})
+        return httpx.Response(200, json={"messages": [{"id": name} for name in (*ids, "not-asked-for")]})
 
     odd.rest = answer
     ids = [f"e1.x.{n}" for n in range(250)]
