@@ -7,6 +7,7 @@ A heartbeat is sent once. What surely was not accepted is SendRefused; where an 
 nobody knows, and that is SendUnanswered.
 """
 
+import logging
 import ssl
 import time
 from collections import deque
@@ -77,6 +78,9 @@ IDS_MAX = 100
 """Messages per read-back call: a hundred ids of 40 letters stay below the 8 KB that servers take as a URL."""
 USERS_MAX = 100
 """Users per upsert, as documented."""
+
+SILENT = logging.Logger("canary.websocket", level=logging.CRITICAL + 1)
+"""What the websocket library would log about a broken session is told as the reason of its end."""
 
 UNKNOWN = "unknown"
 T = TypeVar("T")
@@ -249,6 +253,7 @@ class StreamDriver:
             ping_timeout=PONG_WITHIN_S,
             close_timeout=CLOSE_WITHIN_S,
             create_connection=DatedConnection,
+            logger=SILENT,
         )
         try:
             websocket = await stack.enter_async_context(opening)
