@@ -429,7 +429,7 @@ class Incident:
     replayed: Rate
     """Likewise, not in the replay."""
     routes: tuple[Route, ...]
-    """Routes that missed a heartbeat since the onset."""
+    """Routes inside the scope that missed a heartbeat since the onset."""
     examples: tuple[HeartbeatId, ...]
 
 

@@ -191,11 +191,14 @@ class Incidents:
 
     def _join(self, case: "_Case", alarm: Alarm) -> IncidentChanged:
         shard = [passage for passage in self._recent if passage.labels.shard == alarm.shard]
+        before, after = case.since(alarm.shard), alarm.onset_at - self._look_back_s
         for passage in shard:
-            case.count(passage, -1)
+            if passage.due_at < after:
+                case.count(passage, -1)
         case.join(alarm, self._look_back_s, self._wall_offset_s)
         for passage in shard:
-            case.count(passage, +1)
+            if passage.due_at < before:
+                case.count(passage, +1)
         return self._page(case, alarm, Change.UPDATED)
 
     def _page(self, case: "_Case", alarm: Alarm, change: Change) -> IncidentChanged:
@@ -264,11 +267,14 @@ class _Case:
             onset_wall=min(self.incident.onset_wall, alarm.onset_at + wall_offset_s),
         )
 
+    def since(self, shard: str) -> float:
+        """Heartbeats due from then on are counted."""
+        return self._since.get(shard, self._since_first)
+
     def count(self, passage: _Passage, sign: int) -> None:
         """Add (+1) a passage to the cells, or take it back (-1) before it changes."""
-        since = self._since.get(passage.labels.shard, self._since_first)
         key = passage.route, passage.labels
-        if passage.missing is None or passage.due_at < since:
+        if passage.missing is None or passage.due_at < self.since(passage.labels.shard):
             return
         if key not in self._counts and (sign < 0 or len(self._counts) >= CELLS_MAX):
             return
@@ -490,6 +496,7 @@ ATTRIBUTES: Mapping[str, Callable[[Labels], str]] = {
 """What a literal may speak of, in the order in which a conjunction is written."""
 
 PREFERENCE = (
+    "sender.build",
     "same_node",
     "same_region",
     "shard",
@@ -499,10 +506,9 @@ PREFERENCE = (
     "receiver.region",
     "sender.node",
     "receiver.node",
-    "sender.build",
 )
-"""Of equivalent explanations the one is named first whose words come first here: relations of place are causes, lists of
-nodes are symptoms. While more than one build runs, sender.build comes before all: what has just changed is to blame."""
+"""Of equivalent explanations the one is named first whose words come first here. Builds tell ends apart during a rollout
+only, and what has just changed is to blame; relations of place are causes, lists of nodes are symptoms."""
 
 RULES_MAX = 3
 DEPTH_MAX = 3
@@ -519,13 +525,12 @@ def explain(cells: Cells, tolerated_loss: float) -> Scope:
     """
     rules: list[Rule] = []
     left = {labels: rate for labels, rate in cells.items() if rate.total}
-    rollout = len({end.build for labels in left for end in (labels.sender, labels.receiver)}) > 1
     while left and len(rules) < RULES_MAX:
         table = _Table(left, tolerated_loss)
         extension = table.best()
         if extension is None:
             break
-        descriptions = sorted(table.descriptions(extension), key=lambda words: _preference(words, rollout))
+        descriptions = sorted(table.descriptions(extension), key=_preference)
         rules.append(Rule(tuple(descriptions), table.rate(extension)))
         left = table.without(extension)
     if not rules and _lossy_everywhere(_sum(left.values()), tolerated_loss):
@@ -656,9 +661,8 @@ def _written(literal: Literal) -> int:
     return list(ATTRIBUTES).index(literal[0])
 
 
-def _preference(conjunction: Conjunction, rollout: bool) -> tuple[object, ...]:
-    order = ("sender.build", *PREFERENCE) if rollout else PREFERENCE
-    return (sorted(order.index(name) for name, _ in conjunction), conjunction)
+def _preference(conjunction: Conjunction) -> tuple[list[int], Conjunction]:
+    return sorted(PREFERENCE.index(name) for name, _ in conjunction), conjunction
 
 
 def _yes(holds: bool) -> str:

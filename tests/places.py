@@ -70,7 +70,7 @@ def local_fanout(labels: Labels) -> float:
     return float(labels.sender.build == "B" and labels.sender.node != labels.receiver.node)
 
 
-def cells(routes: dict[Route, Labels], loss: Loss, heartbeats: int, random: Random) -> Cells:
+def cells(routes: dict[Route, Labels], loss: Loss, heartbeats: int, random: Random) -> dict[Labels, Rate]:
     """Counts after so many heartbeats per route."""
     sums: dict[Labels, Rate] = {}
     for labels in routes.values():

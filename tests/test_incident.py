@@ -130,6 +130,21 @@ def test_a_healthy_fleet_gets_no_rule() -> None:
         assert explain(counted, 0.001) == Scope((), Rate(sum(r.missed for r in counted.values()), 36 * 300))
 
 
+def test_fewer_misses_than_the_fleet_tolerates_are_no_rule_wherever_they_fall() -> None:
+    counted = cells(passages(one_region_per_node(), rollout(0)), lambda labels: 0.0, 300, Random(1))
+    counted[next(iter(counted))] = Rate(4, 300)
+    assert explain(counted, 0.001).rules == ()
+
+
+def test_what_has_just_changed_is_named_before_where_it_runs() -> None:
+    places = [place for place in one_region_per_node() if place.shard == "shard-0"]
+    counted = cells(
+        passages(places, rollout(1)), lambda labels: float(labels.sender.build == "B"), 5, Random(1)
+    )
+    (rule,) = explain(counted, 0.001).rules
+    assert rule.conjunctions == ((("sender.build", "B"),), (("sender.node", "n00"),))
+
+
 def test_a_loss_that_is_the_same_everywhere_is_everywhere() -> None:
     counted = cells(passages(one_region_per_node(), rollout(0)), lambda labels: 1.0, 3, Random(1))
     assert explain(counted, 0.001) == Scope((Rule(((),), Rate(108, 108)),), Rate(0, 0))
@@ -306,8 +321,7 @@ def test_a_shard_that_fails_long_after_the_first_is_counted_from_its_own_onset()
     story.play(6)
     story.page("sg", onset_at=106)
     story.play(3)
-    inside = [rule.inside for rule in story.incident.scope.rules]
-    assert [rate.share for rate in inside] == [1.0]
+    assert [(rule.conjunctions, rule.inside.share) for rule in story.incident.scope.rules] == [(((),), 1.0)]
 
 
 def test_the_stages_of_a_rollout_become_earlier_scopes() -> None:
@@ -369,6 +383,17 @@ def test_the_oracles_say_what_kind_of_failure_it_is(world: dict[str, bool], kind
     assert story.incident.replayed.share == float(not world.get("replayed", True))
 
 
+def test_a_single_late_heartbeat_does_not_rename_the_failure() -> None:
+    story = Story(late=True)
+    story.loss = lambda labels: float(labels.sender.node == "us-0" and labels.receiver.node == "us-1")
+    story.play(4)
+    story.page("us", onset_at=0)
+    story.play(1)
+    story.late = False
+    story.play(5)
+    assert {change.incident.kind for change in story.changes} == {Verdict.UNDELIVERED}
+
+
 # --- the end -------------------------------------------------------------------------------------------------------
 
 
@@ -410,19 +435,35 @@ def test_excused_heartbeats_resolve_nothing() -> None:
     assert resolution(story.play(60))
 
 
-def test_a_failure_that_comes_back_must_stay_away_twice_as_long() -> None:
+def test_a_miss_sets_the_clean_messages_back() -> None:
     story = Story()
+    story.loss = lambda labels: 0.05 * (labels.sender.node == "us-1")
+    story.play(200)
+    story.page("us", onset_at=0, loss=0.05)
+    story.loss = lambda labels: 0.0
+    story.play(500)
+    story.loss = lambda labels: float(labels.sender.node == "us-1")
+    story.play(1)
+    story.loss = lambda labels: 0.0
+    resolved = resolution(story.play(600))
+    # One miss of a message weighs as much as 200 clean ones: (1 - 0.0125) ** 200 = 0.001 / 0.0125.
+    assert 200 < resolved.at - 701 < 350
+
+
+def test_a_failure_that_comes_back_must_stay_away_twice_as_long_up_to_32_times() -> None:
+    story = Story(detection=Detection(resolve_hold_s=4))
     quiet_s = []
-    for _ in range(3):
+    for _ in range(7):
         story.loss = lambda labels: float(labels.shard == "us")
         onset_at = story.now
         story.play(7)
         assert story.page("us", onset_at).change is Change.OPENED
         story.loss = lambda labels: 0.0
         began_at = story.now
-        quiet_s.append(resolution(story.play(600)).at - began_at)
-    assert quiet_s == pytest.approx([120, 240, 480], abs=1.5)
-    assert len({change.incident.id for change in story.changes}) == 3
+        quiet_s.append(resolution(story.play(200)).at - began_at)
+        story.play(1)
+    assert quiet_s[2:] == pytest.approx([16, 32, 64, 128, 128], abs=1.5)
+    assert len({change.incident.id for change in story.changes}) == 7
 
 
 def test_a_carried_incident_goes_on_under_its_id_and_ends() -> None:
@@ -450,6 +491,19 @@ def test_a_carried_incident_that_is_over_ends_by_clean_messages_alone() -> None:
     assert resolved.at == pytest.approx(500 + 121, abs=1)
     assert resolved.incident.scope == first.incident.scope
     assert resolved.incident.kind is first.incident.kind
+
+
+def test_the_first_examples_stay_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("canary.incident.MISSING_MAX", 20)
+    story = a_rollout_begun()
+    first = story.incident.examples[:4]
+    story.play(50)
+    story.page("sg", onset_at=10)
+    assert story.incident.examples[:4] == first
+    assert story.incident.examples[4].endswith(f".{story.now - 3:.0f}")
+    case = story.incidents._case
+    assert case is not None
+    assert len(case._missing) == 20
 
 
 def test_names_invented_without_end_do_not_fill_the_memory() -> None:
