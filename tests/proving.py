@@ -94,7 +94,9 @@ class Running:
         self, kind: str, fits: Callable[[Json], Any] = lambda _: True, within_s: float = 30.0
     ) -> Json:
         def found() -> Json | None:
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.err.read_text()}"
+            assert self.process.poll() is None, (
+                f"ended with {self.process.returncode}: {self.err.read_text()}"
+            )
             return next((event for event in self.events(kind) if fits(event)), None)
 
         event: Json = wait_until(found, within_s)
