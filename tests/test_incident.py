@@ -311,6 +311,27 @@ def test_a_second_shard_joins_the_open_incident() -> None:
     assert joined.incident.onset_wall == OFFSET_S + 9
 
 
+def test_what_went_well_before_the_onset_does_not_thin_the_rate() -> None:
+    story = Story()
+    story.play(30)
+    story.loss = lambda labels: float(labels.receiver.node == "us-1")
+    story.play(7)
+    story.page("us", onset_at=30)
+    (rule,) = story.incident.scope.rules
+    assert (rule.conjunctions, rule.inside.share) == (((("receiver.node", "us-1"),),), 1.0)
+
+
+def test_a_shard_that_failed_before_the_first_to_page_is_counted_from_its_own_onset() -> None:
+    story = Story()
+    story.play(5)
+    story.loss = lambda labels: float(labels.shard == "sg" or story.now >= 10)
+    story.play(12)
+    story.page("us", onset_at=10)
+    story.page("sg", onset_at=5)
+    # Overdue by 17: us from 10 to 14, sg from 5 to 14, 18 routes each.
+    assert story.incident.scope.rules == (Rule(((),), Rate(15 * 18, 15 * 18)),)
+
+
 def test_a_shard_that_fails_long_after_the_first_is_counted_from_its_own_onset() -> None:
     story = Story()
     story.loss = lambda labels: float(labels.shard == "us")
