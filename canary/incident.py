@@ -138,6 +138,8 @@ class Incidents:
         reasons = case.evaluate(self._audit)
         if recovered := case.recovery(now, self._hold_s):
             self._case, self._resolved_at = None, now
+            for passage in self._open.values():
+                passage.message = None  # what is in flight is not the next incident's evidence
             resolved = replace(case.incident, resolved_wall=now + self._wall_offset_s)
             return [IncidentChanged(resolved, Change.RESOLVED, recovered, now)]
         return [IncidentChanged(case.incident, Change.UPDATED, "; ".join(reasons), now)] if reasons else []
@@ -157,12 +159,17 @@ class Incidents:
         passage = self._open[key]
         if event.live not in (Live.EXPECTED, Live.OVERDUE):
             del self._open[key]
+        if (passage.labels, passage.missing) != (event.labels, MISSING[event.live]):
+            self._recount(passage, event)
+        if self._case:
+            self._case.weigh(passage, event)
+
+    def _recount(self, passage: "_Passage", event: Outcome) -> None:
         if self._case:
             self._case.count(passage, -1)
         passage.labels, passage.missing = event.labels, MISSING[event.live]
         if self._case:
             self._case.count(passage, +1)
-            self._case.weigh(passage, event)
 
     def _begin(self, alarm: Alarm) -> IncidentChanged:
         refired = alarm.at <= self._resolved_at + REFIRE_S
@@ -260,7 +267,7 @@ class _Case:
         self._since[alarm.shard] = alarm.onset_at - look_back_s
         self._loss = max(self._loss, alarm.loss)
         self._affected.update(alarm.routes)
-        self._missed_at = alarm.at
+        self._odds, self._clean, self._missed_at = 1.0, 0, alarm.at
         self.incident = replace(
             self.incident,
             shards=(*self.incident.shards, alarm.shard),

@@ -436,6 +436,31 @@ def test_an_incident_resolves_once_nothing_was_missed_for_the_hold() -> None:
     assert story.incidents.next_deadline() is None
 
 
+def test_a_shard_that_joins_late_must_be_seen_to_recover_too() -> None:
+    """The clean messages of the first shard count for nothing once the second one pages."""
+    story = a_rollout_begun()
+    story.play(10)
+    story.builds, story.loss = rollout(0), lambda labels: 0.0
+    story.play(100)
+    story.page("sg", onset_at=120)
+    story.excused = lambda labels: True
+    assert all(change.change is not Change.RESOLVED for change in story.play(200))
+
+
+def test_a_failure_may_return_while_its_incident_resolves() -> None:
+    story = a_rollout_begun()
+    story.play(10)
+    story.loss = lambda labels: 0.0
+    story.play(117)
+    story.loss = local_fanout
+    resolved = resolution(story.play(2))
+    story.page("us", onset_at=144)
+    assert story.incident.id != resolved.incident.id
+    story.play(10)
+    story.loss = lambda labels: 0.0
+    assert resolution(story.play(300)).incident.id == story.incident.id
+
+
 def test_a_small_loss_takes_long_to_refute() -> None:
     story = Story()
     story.loss = lambda labels: 0.05 * (labels.sender.node == "us-1")
@@ -512,6 +537,18 @@ def test_a_carried_incident_that_is_over_ends_by_clean_messages_alone() -> None:
     assert resolved.at == pytest.approx(500 + 121, abs=1)
     assert resolved.incident.scope == first.incident.scope
     assert resolved.incident.kind is first.incident.kind
+
+
+def test_the_examples_of_a_single_route_stay_in_the_order_of_their_loss() -> None:
+    story = Story()
+    story.loss = lambda labels: float(
+        labels.sender.node == "us-0" and labels.receiver == End("sg", "us-1", "A")
+    )
+    story.play(4)
+    story.page("us", onset_at=0)
+    story.play(10)
+    story.page("sg", onset_at=0)
+    assert story.incident.examples == tuple(f"1.us-0-us.{due_at}" for due_at in (0, 1, 2, 3, 11))
 
 
 def test_the_first_examples_stay_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
