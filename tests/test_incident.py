@@ -11,6 +11,7 @@ from canary.config import Detection, Heartbeats
 from canary.events import (
     Alarm,
     Change,
+    End,
     HeartbeatId,
     Incident,
     IncidentChanged,
