@@ -547,9 +547,9 @@ def test_the_examples_of_a_single_route_stay_in_the_order_of_their_loss() -> Non
     )
     story.play(4)
     story.page("us", onset_at=0)
-    story.play(10)
+    story.play(2)
     story.page("sg", onset_at=0)
-    assert story.incident.examples == tuple(f"1.us-0-us.{due_at}" for due_at in (0, 1, 2, 3, 11))
+    assert story.incident.examples == tuple(f"1.us-0-us.{due_at}" for due_at in range(4))
 
 
 def test_the_first_examples_stay_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
