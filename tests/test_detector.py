@@ -182,12 +182,14 @@ def test_a_member_that_is_excused_leaves_its_group_to_the_others() -> None:
 
 def test_a_group_proves_nothing_before_all_its_members_are_due() -> None:
     rig = Rig(grid(1, 2, 1))
+    for _ in range(50):
+        rig.play_round(set())
     first, second = rig.shard_of
-    rig.tell(Live.EXPECTED, first, 0.0, 0.0)
-    rig.detector.advance(0.9)
+    rig.tell(Live.EXPECTED, first, 50.0, 50.0)
+    rig.detector.advance(50.9)
     early = rig.detector.evidence("shard-0").suspect_rounds
-    rig.tell(Live.EXPECTED, second, 0.9, 0.9)
-    rig.detector.advance(0.9)
+    rig.tell(Live.EXPECTED, second, 50.9, 50.9)
+    rig.detector.advance(50.9)
     # The second route's round has begun and is worth 1; the group's, worth 1 from its beginning, has not changed.
     assert rig.detector.evidence("shard-0").suspect_rounds == pytest.approx(early + 0.25)
 
