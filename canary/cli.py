@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -28,7 +28,6 @@ from canary.drivers import DriverError, Unauthorized, WrongProtocol
 from canary.events import (
     FAILED,
     Attached,
-    Closed,
     Event,
     IncidentChanged,
     Labels,
@@ -185,18 +184,9 @@ def run(
 
 
 async def _watch(plan: Plan, for_s: float | None, journal: Path, as_json: bool) -> Health:
-    events: list[Event] = []
-
-    async def remember(channel: trio.MemoryReceiveChannel[Event]) -> None:
-        """Only what the exit code needs: an agent runs for months."""
-        delivered = False
-        async for event in channel:
-            if isinstance(event, IncidentChanged) or (isinstance(event, Closed) and not delivered):
-                delivered = delivered or isinstance(event, Closed)
-                events.append(event)
-
+    gist = _Gist()
     offset_s = wall_offset_s()
-    views = [_view(plan, offset_s, as_json), remember]
+    views = [_view(plan, offset_s, as_json), gist.read]
     agent = Agent(plan, Random(), offset_s, say=_say, journal=journal, views=views)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, agent.stop, nursery.cancel_scope)
@@ -204,13 +194,32 @@ async def _watch(plan: Plan, for_s: float | None, journal: Path, as_json: bool) 
             nursery.start_soon(_stop_after, agent.stop, for_s)
         await run_agent(agent)
         nursery.cancel_scope.cancel()
-    return _health(events)
+    with follow(journal) as follower:
+        gist.incident = gist.incident or bool(follower.incidents(open_only=True))
+    return gist.health
 
 
-def _health(events: Sequence[Event]) -> Health:
-    if any(isinstance(event, IncidentChanged) for event in events):
-        return Health.FAILING
-    return Health.HEALTHY if events else Health.INCONCLUSIVE
+@dataclass(slots=True)
+class _Gist:
+    """Of all events only what the exit code needs: an agent runs for months."""
+
+    incident: bool = False
+    """One changed, or one that an earlier run opened is open still."""
+    delivered: bool = False
+
+    @property
+    def health(self) -> Health:
+        if self.incident:
+            return Health.FAILING
+        return Health.HEALTHY if self.delivered else Health.INCONCLUSIVE
+
+    async def read(self, events: trio.MemoryReceiveChannel[Event]) -> None:
+        async for event in events:
+            match event:
+                case IncidentChanged():
+                    self.incident = True
+                case Settled(verdict=Verdict.DELIVERED):
+                    self.delivered = True
 
 
 async def _stop_on_signal(stop: trio.Event, scope: trio.CancelScope) -> None:
@@ -293,18 +302,20 @@ def rehearse_command(
 
 
 async def _rehearse(rehearsal: Rehearsal) -> Score:
+    """Ctrl-C and SIGTERM take the cluster down. A task waits for them: the interrupt that Python raises wherever it
+    happens to be can be lost there, and the rehearsal would go on."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_on_sigterm, nursery.cancel_scope)
+        nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
         score = await rehearse(rehearsal, wall_offset_s())
         nursery.cancel_scope.cancel()
-    return score
+        return score
+    raise KeyboardInterrupt
 
 
-async def _cancel_on_sigterm(scope: trio.CancelScope) -> None:
-    """SIGTERM takes the cluster down as Ctrl-C does."""
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+async def _cancel_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
-            raise KeyboardInterrupt
+            scope.cancel()
 
 
 def _scenario_text(scenario: str) -> tuple[str, str]:
