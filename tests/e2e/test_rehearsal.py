@@ -193,7 +193,8 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", bytes(self.seen).decode(errors="replace"))
+        """What was shown, without the cursor's moves and the echo of Ctrl-C."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\^C", "", bytes(self.seen).decode(errors="replace"))
 
     def press_ctrl_c(self) -> None:
         os.write(self.master, b"\x03")
