@@ -63,12 +63,12 @@ MISSES_KEPT = 256
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What stands against one shard, as of the last `advance`."""
+    """What stands against one shard, as of the last `advance` before it paged."""
 
     suspect_rounds: float
     """So many rounds of normal operation would be needed to see this once."""
     page_rounds: float
-    """The same with silence up to the pause allowance forgiven."""
+    """The same with silence up to the pause allowance forgiven; weighed while SUSPECT only."""
     tier: Tier
 
 
@@ -139,15 +139,22 @@ class Detector:
             self._missed_at = event.at
 
     def _weigh(self, shard: "_Shard", now: float) -> Iterator[Alarm]:
+        """A shard that pages is not weighed: only the end of its incident can change its tier."""
+        if shard.tier is Tier.PAGE:
+            return
         strict = _Lens(now)
-        lenient = _Lens(now - self._allowance_s, overdue_only=True)
         shard.suspect_rounds = shard.weigh(strict)
-        shard.page_rounds = shard.weigh(lenient)
         if shard.tier is Tier.OK and shard.suspect_rounds >= self._suspect_rounds:
             yield shard.change(Tier.SUSPECT, now, strict)
-        if shard.tier is Tier.SUSPECT and shard.page_rounds >= self._page_rounds:
+        if shard.tier is Tier.SUSPECT:
+            yield from self._weigh_suspect(shard, now, strict)
+
+    def _weigh_suspect(self, shard: "_Shard", now: float, strict: "_Lens") -> Iterator[Alarm]:
+        lenient = _Lens(now - self._allowance_s, overdue_only=True)
+        shard.page_rounds = shard.weigh(lenient)
+        if shard.page_rounds >= self._page_rounds:
             yield shard.change(Tier.PAGE, now, lenient)
-        if shard.tier is Tier.SUSPECT and shard.suspect_rounds < CALM * self._suspect_rounds:
+        elif shard.suspect_rounds < CALM * self._suspect_rounds:
             yield shard.change(Tier.OK, now, strict)
 
     def _reset(self, shard: "_Shard", at: float) -> Alarm:
@@ -252,6 +259,8 @@ class _Shard:
 
     def stirs_at(self) -> float | None:
         """When this shard should be weighed next; heartbeats are opened in the order of their due times."""
+        if self.tier is Tier.PAGE:
+            return None
         if self.tier is Tier.SUSPECT:
             return -inf
         oldest = next(iter(self._open.values()), None)

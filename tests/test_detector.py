@@ -235,7 +235,7 @@ def test_evidence_on_one_route_is_the_formula_whatever_the_order_of_settling(
         rig.tell(Live.OVERDUE, route, due_at, 100)
         rig.tell(settled[due_at], route, due_at, 100)
     rig.detector.advance(100)
-    assert rig.detector.evidence("shard-0").page_rounds == pytest.approx(mean(scores(*surprises)))
+    assert rig.detector.evidence("shard-0").suspect_rounds == pytest.approx(mean(scores(*surprises)))
 
 
 def test_a_pause_of_the_whole_shard_within_the_allowance_is_suspected_but_never_paged() -> None:
