@@ -281,6 +281,7 @@ def rehearse_command(
     """
     with _errors_told(config_path):
         config = _load(config_path, read_secret=lambda _: "of the rehearsal's own cluster")
+    with _errors_told():
         text, name = _scenario_text(scenario)
         played = parse_scenario(name, text, pace)
     options = _cluster_options(config, net, otlp)
