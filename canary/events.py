@@ -183,6 +183,14 @@ class Detached:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """The canary's session gave a sign of life: a frame of any kind. Receipts are signs of life too."""
+
+    canary: CanaryName
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Received:
     """A heartbeat arrived live at a receiver."""
 
@@ -230,6 +238,7 @@ Fact = (
     | Unanswered
     | Attached
     | Detached
+    | Alive
     | Received
     | Looked
     | Stalled

@@ -20,10 +20,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from math import inf
 
 from canary.config import Heartbeats
 from canary.events import (
     Acked,
+    Alive,
     Attached,
     AuditDue,
     Canary,
@@ -79,6 +81,7 @@ class Ledger:
             self._routes.setdefault(route.sender, []).append(route)
         self._timing = heartbeats
         self._sessions: dict[CanaryName, Attached] = {}
+        self._alive_at: dict[CanaryName, float] = {}
         self._files: dict[HeartbeatId, _File] = {}
         self._closed: deque[HeartbeatId] = deque()
         self._due: list[tuple[float, HeartbeatId]] = []
@@ -112,14 +115,19 @@ class Ledger:
                 yield from self._open(heartbeat, at)
             case Resumed(heartbeat, at):
                 yield from self._reopen(heartbeat, at)
-            case Attached(canary):
+            case Attached(canary, at):
                 self._sessions[canary] = fact
+                self._live(canary, at)
+            case Alive(canary, at):
+                self._live(canary, at)
             case Detached(canary, at, reason):
                 self._sessions.pop(canary, None)
                 yield from self._excuse_receiver(canary, at, reason)
             case Stalled(at):
                 yield from self._excuse_all(at)
             case Acked() | Refused() | Unanswered() | Received() | Looked():
+                if isinstance(fact, Received):
+                    self._live(fact.receiver, fact.at)
                 if file := self._files.get(fact.heartbeat):
                     yield from self._note(file, fact)
 
@@ -291,16 +299,22 @@ class Ledger:
 
     def _pass_deadline(self, file: "_File", now: float) -> Iterator[Finding]:
         yield from self._land(file, now)
-        if file.node is not None:
-            yield from self._silence(file, Live.MISSED, now)
-        else:  # not known to be accepted: no evidence against the fan-out
+        yield from self._silence(file, Live.MISSED, now)
+        if file.node is None:  # not known to be accepted: no evidence against the fan-out
             yield from self._excuse_rest(file, now, Verdict.UNACKED, "no answer by the deadline")
+        else:
+            yield from self._excuse_rest(file, now, Verdict.DETACHED, "no sign of life from the session")
 
     def _silence(self, file: "_File", live: Live, now: float) -> Iterator[Finding]:
+        """Silence counts if the shard accepted the heartbeat and the receiver's session has lived since."""
         for passage in file.passages.values():
-            if passage.silent and passage.live is not live:
+            lived = self._alive_at.get(passage.route.receiver, -inf) > file.began_at
+            if file.node is not None and lived and passage.silent and passage.live is not live:
                 passage.live = live
                 yield file.outcome(passage, now)
+
+    def _live(self, canary: CanaryName, at: float) -> None:
+        self._alive_at[canary] = max(at, self._alive_at.get(canary, at))
 
     def _wake(self, file: "_File", at: float) -> None:
         heappush(self._due, (at, file.heartbeat.id))

@@ -8,6 +8,7 @@ import pytest
 from canary.config import Heartbeats
 from canary.events import (
     Acked,
+    Alive,
     Attached,
     AuditDue,
     Canary,
@@ -62,6 +63,8 @@ class Rig:
     now: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     sent: int = 0
+    dumb: set[CanaryName] = field(default_factory=set)
+    """Receivers whose session shows no sign of life, though nobody has said that it ended."""
     answers: list[tuple[float, int, Fact]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -117,8 +120,15 @@ class Rig:
             if nearest == answer_at:
                 self.tell(heappop(self.answers)[2])
             else:
+                self.live()
                 self.take(self.ledger.advance(self.now))
         self.now = at
+
+    def live(self) -> None:
+        """A pong came in on every session a moment ago."""
+        for receiver in self.receivers:
+            if receiver not in self.dumb:
+                self.tell(Alive(receiver, self.now))
 
     def tell(self, fact: Fact) -> None:
         self.take(self.ledger.observe(fact))
@@ -196,6 +206,54 @@ def test_a_heartbeat_closes_when_its_last_route_has_settled_and_the_record_holds
     [record] = rig.records(beat)
     assert [one.route.receiver for one in record.settled] == [SENDER, FAR]
     assert (record.answer, record.node, record.build) == ("accepted", "node-1", "good-1")
+
+
+def test_silence_of_a_session_that_shows_no_life_is_no_evidence():
+    rig = Rig(dumb={FAR})
+    beat = rig.send()
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.DETACHED]
+    assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
+    assert rig.settled(beat)[0].reason == "no sign of life from the session"
+
+
+def test_a_sign_of_life_from_before_the_heartbeat_proves_nothing_about_it():
+    rig = Rig(dumb={FAR})
+    rig.tell(Alive(FAR, rig.now))
+    beat = rig.send()
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.DETACHED]
+
+
+def test_a_session_that_lives_and_says_nothing_is_evidence_once_it_has_lived():
+    rig = Rig(dumb={FAR})
+    beat = rig.send()
+    rig.until(3.5)
+    assert rig.lives(beat) == [Live.EXPECTED]
+    rig.tell(Alive(FAR, 3.5))
+    rig.until(4.5)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE]
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.UNDELIVERED]
+
+
+def test_another_heartbeat_is_a_sign_of_life():
+    rig = Rig(dumb={FAR})
+    lost = rig.send()
+    rig.until(1)
+    rig.hear(rig.send(), FAR)
+    rig.until(60)
+    assert rig.verdicts(lost) == [Verdict.UNDELIVERED]
+
+
+def test_a_heartbeat_is_not_overdue_before_the_shard_has_accepted_it():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    rig.until(3.5)
+    assert rig.lives(beat) == [Live.EXPECTED]
+    rig.ack(beat)
+    rig.until(4.5)
+    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE]
 
 
 def test_the_deadline_itself_is_in_time():
@@ -450,7 +508,7 @@ def test_no_answer_by_the_deadline_is_no_evidence_against_the_fan_out():
     rig = Rig(store=False, replay=False)
     beat = rig.send(answered=False)
     rig.until(DEADLINE)
-    assert rig.lives(beat) == [Live.EXPECTED, Live.OVERDUE, Live.EXCUSED]
+    assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
     rig.tell(Unanswered(beat.id, DEADLINE + 0.1, "timed out"))
     rig.until(60)
     assert rig.verdicts(beat) == [Verdict.REJECTED]

@@ -12,6 +12,7 @@ from canary.events import (
     FAILED,
     Acked,
     Alarm,
+    Alive,
     Attached,
     AuditDue,
     Canary,
@@ -212,6 +213,8 @@ def test_the_watch_wants_to_be_woken_for_whichever_of_its_parts_is_first():
     wake_at = world.watch.next_deadline()
     assert wake_at is not None
     assert wake_at <= CONFIG.heartbeat.pause_allowance_s
+    for name in NAMES:
+        world.take(world.watch.observe(Alive(name, 1.0)))
     world.pass_time(60)
     assert world.watch.unsettled == 0
     assert [one.verdict for one in world.of(Settled)] == [Verdict.UNDELIVERED] * 3

@@ -88,6 +88,12 @@ class Session(Protocol):
     build: str
     connection: str
 
+    @property
+    def alive_at(self) -> float:
+        """When a frame of any kind last arrived. Before silence counts against the chat, the socket must have shown
+        that it still works."""
+        ...
+
     def receipts(self) -> AsyncIterator[Receipt]:
         """This fleet's heartbeats as they arrive; other traffic is skipped. Raises SessionEnded with the reason."""
         ...

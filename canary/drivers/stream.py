@@ -61,8 +61,9 @@ HELLO_S = 5.0
 """From TCP to the end of the websocket handshake, and again from there to the hello."""
 CALL_S = 5.0
 """For one REST call. The official SDKs give up after 3 s and 6 s: later than this a person's app has moved on."""
-PING_EVERY_S, PONG_WITHIN_S, CLOSE_WITHIN_S = 4.0, 4.0, 1.0
-"""A half-open socket is known after the sum of the three at most: 9 s."""
+PING_EVERY_S, PONG_WITHIN_S, CLOSE_WITHIN_S = 2.0, 4.0, 1.0
+"""A half-open socket is known after the sum of the three at most: 7 s. A pong is also the sign of life without which
+silence does not count, so it must come well within the pause allowance."""
 ASK_EVERY_S = 10.0
 """Between the health checks of ours that the chat itself must answer; a proxy answers websocket pings alone."""
 ASKS_MAX = 2
@@ -361,6 +362,10 @@ class StreamSession:
         self._asks = 0
         self._ask_at = trio.current_time() + ASK_EVERY_S
 
+    @property
+    def alive_at(self) -> float:
+        return self._websocket.alive_at
+
     def receipts(self) -> AsyncIterator[Receipt]:
         """This fleet's heartbeats as they arrive. One reader only; raises SessionEnded with the reason.
 
@@ -411,6 +416,7 @@ class DatedConnection(ClientConnection):
         below = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         assert isinstance(below, ArrivalStream)
         self._below = below
+        self.alive_at = trio.current_time()
         self._arrivals: deque[Arrival] = (
             deque()
         )  # one per queued message, so bounded by the queue of messages
@@ -419,6 +425,7 @@ class DatedConnection(ClientConnection):
     def process_event(self, event: Event) -> None:
         super().process_event(event)
         if isinstance(event, Frame):
+            self.alive_at = self._below.arrival.at
             self._date(event)
 
     def _date(self, frame: Frame) -> None:

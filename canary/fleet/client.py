@@ -6,9 +6,10 @@ from random import Random
 
 import trio
 
-from canary.drivers import Driver, DriverError, SendRefused, SendUnanswered, Session
+from canary.drivers import Driver, DriverError, SendRefused, SendUnanswered, Session, SessionEnded
 from canary.events import (
     Acked,
+    Alive,
     Attached,
     Canary,
     Detached,
@@ -27,6 +28,10 @@ Tell = Callable[[Fact], Awaitable[None]]
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 2.0
 """Reconnecting: soon after a node's restart, and never long blind after a long one; a handful of canaries is no storm.
 Each wait is drawn from the upper half of its bound."""
+
+
+LIFE_EVERY_S = 0.5
+"""A session's signs of life are told this often at most, and only those that no receipt has told already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Client:
         self._tell = tell
         self._random = random
         self._session: Session | None = None
+        self._alive_at = 0.0
         self._attached = trio.Event()
 
     @property
@@ -70,9 +76,10 @@ class Client:
                 async with self.driver.attach(self.canary) as session:
                     backoff_s = BACKOFF_FIRST_S
                     await self._enter(session)
-                    await self._listen(session)
+                    reason = await self._hear(session)
             except DriverError as error:
-                await self.leave(str(error))
+                reason = str(error)
+            await self.leave(reason)
             await trio.sleep(backoff_s * self._random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
@@ -121,15 +128,35 @@ class Client:
 
     async def _enter(self, session: Session) -> None:
         self._session, self.trouble = session, None
-        now = trio.current_time()
+        now = self._alive_at = trio.current_time()
         await self._tell(Attached(self.canary.name, now, session.node, session.build, session.connection))
         self._attached.set()
 
-    async def _listen(self, session: Session) -> None:
-        async for receipt in session.receipts():
-            await self._tell(
-                Received(receipt.heartbeat, self.canary.name, receipt.at, receipt.stamp, receipt.intact)
-            )
+    async def _hear(self, session: Session) -> str:
+        """Tell receipts and signs of life until the session ends; returns why it did."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_life, session)
+            reason = await self._listen(session)
+            nursery.cancel_scope.cancel()
+        return reason
+
+    async def _tell_life(self, session: Session) -> None:
+        while True:
+            await trio.sleep(LIFE_EVERY_S)
+            if session.alive_at > self._alive_at + LIFE_EVERY_S:
+                self._alive_at = session.alive_at
+                await self._tell(Alive(self.canary.name, session.alive_at))
+
+    async def _listen(self, session: Session) -> str:
+        try:
+            async for receipt in session.receipts():
+                self._alive_at = max(self._alive_at, receipt.at)
+                await self._tell(
+                    Received(receipt.heartbeat, self.canary.name, receipt.at, receipt.stamp, receipt.intact)
+                )
+        except SessionEnded as error:
+            return str(error)
+        raise AssertionError("receipts end by SessionEnded only")
 
     async def leave(self, reason: str) -> None:
         """There is no session, for this reason. Say it once: a canary that cannot attach does not become more detached with every try."""

@@ -1,7 +1,7 @@
 """Events as lines: JSON for programs, plain words for people without a terminal.
 
 JSON lines are objects with the stable name of the event under `event` (`words.NAMES`: sent, skipped, acked, refused,
-unanswered, attached, detached, received, looked, stalled, resumed, outcome, audit_due, settled, closed, alarm, incident),
+unanswered, attached, detached, alive, received, looked, stalled, resumed, outcome, audit_due, settled, closed, alarm, incident),
 the Unix time under `wall`, and the fields of the record as `canary/events.py` names them; enums as their values. The
 other times (`at`, `due_at`, `onset_at` ...) stay on the agent's monotonic clock: add `wall - at` for Unix time.
 

@@ -8,6 +8,7 @@ import time
 from canary.events import (
     Acked,
     Alarm,
+    Alive,
     Attached,
     AuditDue,
     CanaryName,
@@ -44,6 +45,7 @@ NAMES: dict[type[Event], str] = {
     Unanswered: "unanswered",
     Attached: "attached",
     Detached: "detached",
+    Alive: "alive",
     Received: "received",
     Looked: "looked",
     Stalled: "stalled",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from canary.config import Heartbeats
 from canary.events import (
     Acked,
+    Alive,
     Attached,
     AuditDue,
     Canary,
@@ -77,9 +78,12 @@ class Judge:
     def resumed(self) -> bool:
         return isinstance(self.history[self.opening()].fact, Resumed)
 
-    def deadline_at(self) -> float:
+    def began_at(self) -> float:
         sent_at = 0 if self.resumed() else self.history[self.opening()].at
-        return max(sent_at, self.heartbeat.due_at) + TIMES.deadline_s
+        return max(sent_at, self.heartbeat.due_at)
+
+    def deadline_at(self) -> float:
+        return self.began_at() + TIMES.deadline_s
 
     def after_opening(self) -> list[Seen]:
         return self.history[self.opening() + 1 :]
@@ -148,7 +152,24 @@ class Judge:
                 case Refused(name) if name == self.heartbeat.id:
                     return Verdict.REJECTED
         answer = self.answer()
-        return Verdict.UNACKED if answer is None or answer.at > self.deadline_at() else None
+        if answer is None or answer.at > self.deadline_at():
+            return Verdict.UNACKED
+        return None if self.lived() else Verdict.DETACHED
+
+    def lived(self) -> bool:
+        """Did the receiver's session show, by the deadline, that it still worked after the heartbeat was sent?"""
+        return any(
+            self.is_life(seen.fact) and seen.fact.at > self.began_at()
+            for seen in self.history
+            if seen.at <= self.deadline_at()
+        )
+
+    def is_life(self, fact: Fact) -> bool:
+        match fact:
+            case Alive(canary) | Attached(canary) | Received(_, canary):
+                return canary == self.route.receiver
+            case _:
+                return False
 
     def verdict(self) -> Verdict:
         receipts = self.receipts((self.route.receiver,))
@@ -245,6 +266,7 @@ sessions = st.one_of(
     st.builds(attached, st.sampled_from(NAMES), clock),
     st.builds(lambda name, at: Seen(at, Detached(name, at, "gone")), st.sampled_from(NAMES), clock),
 )
+lives = st.builds(lambda name, at: Seen(at, Alive(name, at)), st.sampled_from(NAMES), clock)
 stalls = st.builds(lambda at: Seen(at, Stalled(at, 2.0)), clock)
 
 
@@ -253,6 +275,7 @@ def histories(draw: st.DrawFn) -> list[Seen]:
     """Sorted by when the ledger is told; nobody hears of a heartbeat before it is sent."""
     beats = draw(st.lists(heartbeats(), min_size=1, max_size=4, unique_by=lambda one: name_of(one[0])))
     world = draw(st.lists(sessions, max_size=4)) + draw(st.lists(stalls, max_size=1))
+    world += draw(st.lists(lives, max_size=12))
     there = [attached(name, 0.0) for name in draw(st.sets(st.sampled_from(NAMES), min_size=1))]
     return there + sorted([*world, *(seen for beat in beats for seen in beat)], key=lambda seen: seen.at)
 

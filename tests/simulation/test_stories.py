@@ -152,10 +152,12 @@ def test_a_half_open_socket_is_found_and_left():
     simulation = simulate(timeline)
     left = [event for event in simulation.of(Detached) if event.canary.endswith("at-us-east-1")]
     assert left
-    assert left[0].at < 3 + 1 + 12
+    assert left[0].at < 3 + 1 + 8
+    assert simulation.pages() == []
+    assert set(simulation.verdicts()) == {Verdict.DELIVERED, Verdict.DETACHED}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10**6), schedule=st.random_module())
 def test_safety_then_liveness_under_faults_of_any_seed(seed: int, schedule: object):
     """Under a fault every verdict agrees with the truth; once it stops, every incident resolves."""
@@ -175,7 +177,7 @@ def test_safety_then_liveness_under_faults_of_any_seed(seed: int, schedule: obje
             await trio.sleep(chance.uniform(3, 9))
         for node in simulation.network.nodes.values():
             node.build = GOOD
-        await trio.sleep(90)
+        await trio.sleep(60)
 
     simulation = simulate(timeline, seed)
     assert simulation.disagreements() == []
