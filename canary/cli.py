@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -42,7 +42,7 @@ from canary.outputs.lines import run_lines
 from canary.outputs.screen import run_screen
 from canary.outputs.summary import Health, Summary, render_summary, summarise
 from canary.outputs.words import incident_text
-from canary.plan import Plan, make_plan
+from canary.plan import Plan, make_plan, spot_check
 from canary.rehearsal.play import Rehearsal, rehearse
 from canary.rehearsal.scenario import parse_scenario
 from canary.rehearsal.score import RegionScore, Score
@@ -103,7 +103,7 @@ def check(regions: tuple[str, ...], shards: tuple[str, ...], config_path: str, a
     canary check                            from every region, all shards
     canary check singapore --shard us-east  from one region, one shard
     """
-    plan = _plan(config_path, regions, shards)
+    plan = _plan(config_path, regions, alter=lambda config: spot_check(config, regions, shards))
     summary = _run(partial(_check, plan, quiet=as_json or not sys.stderr.isatty()))
     if as_json:
         _print_json(msgspec.to_builtins(summary) | {"health": summary.health.name.lower()})
@@ -177,7 +177,7 @@ def run(
     canary run --region singapore --json    one region, every event as a line
     canary run --for 5m                     a scheduled run
     """
-    plan = _plan(config_path, regions, (), seed)
+    plan = _plan(config_path, regions, seed)
     health = _run(partial(_watch, plan, for_s, journal, as_json))
     if for_s is not None:
         sys.exit(health.value)
@@ -403,7 +403,7 @@ def config(config_path: str, as_json: bool) -> None:
     canary config                           regions.toml of this directory
     canary config --config ours.toml --json the whole plan, for a machine
     """
-    plan = _plan(config_path, (), ())
+    plan = _plan(config_path)
     if as_json:
         _print_json(
             {
@@ -447,11 +447,13 @@ def _plan_table(plan: Plan) -> Table:
 
 
 def _plan(
-    config_path: str, regions: tuple[str, ...], shards: tuple[str, ...], seed: int | None = None
+    config_path: str,
+    regions: tuple[str, ...] = (),
+    seed: int | None = None,
+    alter: Callable[[Config], Config] = lambda config: config,
 ) -> Plan:
     with _errors_told(config_path):
-        config = _load(config_path)
-        return make_plan(_only_shards(config, shards), Random(seed), regions)
+        return make_plan(alter(_load(config_path)), Random(seed), regions)
 
 
 def _load(config_path: str, read_secret: Callable[[str], str] | None = None) -> Config:
@@ -464,22 +466,6 @@ def _load(config_path: str, read_secret: Callable[[str], str] | None = None) -> 
             [Problem("", None, f"cannot read {path}: {reason}; give another with --config")]
         ) from None
     return parse(text, os.environ, read_secret or (lambda name: (path.parent / name).read_text()))
-
-
-def _only_shards(config: Config, shards: tuple[str, ...]) -> Config:
-    known = {shard.name for shard in config.shards}
-    if unknown := [name for name in shards if name not in known]:
-        problem = f"there is no shard `{unknown[0]}`; there are {', '.join(sorted(known))}"
-        raise ConfigError([Problem("--shard", None, problem)])
-    if not shards:
-        return config
-    regions = tuple(
-        replace(region, watches=tuple(name for name in region.watches if name in shards))
-        for region in config.regions
-    )
-    return replace(
-        config, regions=regions, shards=tuple(shard for shard in config.shards if shard.name in shards)
-    )
 
 
 def _view(plan: Plan, offset_s: float, as_json: bool) -> View:

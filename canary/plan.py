@@ -4,7 +4,7 @@ Every entry of a watched shard gets one canary per watching region. The canaries
 every canary receives. So every ordered pair of nodes is a route, and regions that watch from afar add theirs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from canary.config import Config, ConfigError, Entry, Problem, Shard
@@ -76,6 +76,34 @@ def make_plan(config: Config, random: Random, regions: tuple[str, ...] = ()) -> 
     if problems:
         raise ConfigError(problems)
     return Plan(config, canaries, routes, _phases(config, canaries, random), loads)
+
+
+def spot_check(config: Config, regions: tuple[str, ...] = (), shards: tuple[str, ...] = ()) -> Config:
+    """The configuration of a spot check of these shards from these regions; none named: all.
+
+    It has users and channels of its own, so that it neither hears the agents that watch meanwhile nor spends their
+    limits. Where a shard's own region does not take part, the first region that does sends. Raises ConfigError.
+    """
+    known = {shard.name for shard in config.shards}
+    if unknown := [name for name in shards if name not in known]:
+        problem = f"there is no shard `{unknown[0]}`; there are {', '.join(sorted(known))}"
+        raise ConfigError([Problem("--shard", None, problem)])
+    checked = [shard for shard in config.shards if shard.name in (shards or known)]
+    return replace(config, shards=tuple(_checked_shard(shard, config, regions) for shard in checked))
+
+
+def _checked_shard(shard: Shard, config: Config, regions: tuple[str, ...]) -> Shard:
+    lookers = [
+        region.name
+        for region in config.regions
+        if region.name in (regions or (region.name,)) and shard.name in region.watches
+    ]
+    return replace(
+        shard,
+        region=shard.region if shard.region in lookers or not lookers else lookers[0],
+        channel=f"{shard.channel}-check",
+        entries=tuple(replace(entry, name=f"{entry.name}-check") for entry in shard.entries),
+    )
 
 
 def _canaries(config: Config, regions: tuple[str, ...]) -> list[Canary]:

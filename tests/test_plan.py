@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from canary.config import Config, ConfigError, Detection, Entry, Heartbeats, Region, Secret, Shard, Traces
 from canary.events import Route
-from canary.plan import LIMITS, Plan, make_plan
+from canary.plan import LIMITS, Plan, make_plan, spot_check
 
 STREAM = LIMITS["stream"]
 
@@ -137,3 +137,28 @@ def test_the_senders_of_a_shard_are_spread_evenly_over_the_period(senders: int, 
 def test_one_seed_gives_one_plan_and_another_seed_other_phases():
     assert plan(TWO, seed=1) == plan(TWO, seed=1)
     assert plan(TWO, seed=1).phase_s != plan(TWO, seed=2).phase_s
+
+
+def test_a_spot_check_neither_hears_the_agents_nor_spends_their_limits():
+    watching, checking = plan(TWO), plan(spot_check(TWO))
+    assert not {canary.name for canary in watching.canaries} & {canary.name for canary in checking.canaries}
+    assert not {shard.channel for shard in watching.config.shards} & {
+        shard.channel for shard in checking.config.shards
+    }
+    assert len(checking.routes) == len(watching.routes)
+
+
+def test_a_spot_check_of_a_shard_from_afar_sends_from_there():
+    made = plan(spot_check(TWO, ("west",), ("east",)), "west")
+    assert {(canary.region, canary.shard, canary.sends) for canary in made.canaries} == {
+        ("west", "east", True)
+    }
+    assert len(made.routes) == 9
+
+
+def test_a_spot_check_from_home_and_afar_sends_from_home():
+    made = plan(spot_check(TWO))
+    assert {(canary.region, canary.shard) for canary in made.canaries if canary.sends} == {
+        ("east", "east"),
+        ("west", "west"),
+    }
