@@ -6,14 +6,14 @@ The only wiring beside the command line's; `canary run`, `canary check` and a re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
 import trio
 
 from canary.drivers.stream import Network, Sockets, open_driver
-from canary.events import CanaryName, Event, IncidentId
+from canary.events import CanaryName, Change, Event, Incident, IncidentChanged, IncidentId
 from canary.fleet import Fleet, run_fleet
 from canary.outputs.follower import trace_follower
 from canary.outputs.journal import Journal, open_journal, run_journal
@@ -90,10 +90,30 @@ def _open_journal(stack: AsyncExitStack, agent: Agent) -> Journal | None:
 
 
 def _watch(agent: Agent, journal: Journal | None) -> Watch:
-    """The judge, with the incidents that an earlier run left open."""
+    """The judge, with the incident that an earlier run left open."""
     plan = agent.plan
-    carried = journal.incidents(open_only=True) if journal else []
+    carried = _carried(agent, journal) if journal else []
     return Watch(plan.config, plan.canaries, plan.routes, agent.wall_offset_s, _incident_id, carried)
+
+
+def _carried(agent: Agent, journal: Journal) -> list[Incident]:
+    """The open incident goes on, unless the plan has none of its routes any more: then nobody could ever see it end."""
+    left = journal.incidents(open_only=True)
+    carried = [incident for incident in left if set(incident.routes) & set(agent.plan.routes)]
+    now = trio.current_time()
+    journal.append(
+        [
+            IncidentChanged(
+                replace(incident, resolved_wall=now + agent.wall_offset_s),
+                Change.RESOLVED,
+                "none of its routes is in the plan any more",
+                now,
+            )
+            for incident in left
+            if incident not in carried
+        ]
+    )
+    return carried
 
 
 def _incident_id(opened_wall: float) -> IncidentId:

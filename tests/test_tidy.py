@@ -96,7 +96,6 @@ def test_no_file_is_named_for_nothing():
 
 
 MIRRORS_ELSEWHERE = {
-    "canary/agent.py": "tests/e2e, which run it whole",
     "canary/outputs/follower.py": "tests/outputs/test_traces.py, which needs an exporter to keep",
     "canary/fleet/client.py": "tests/fleet/test_run.py, for a client alone does nothing",
     "canary/fleet/auditor.py": "tests/fleet/test_run.py and tests/simulation, where heartbeats go missing",
