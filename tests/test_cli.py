@@ -351,7 +351,7 @@ def test_a_run_ends_too_when_the_shard_speaks_another_protocol(regions, tmp_path
 def test_a_check_of_nothing_is_inconclusive_and_says_why(regions):
     done = on(regions(), "check")
     assert done.code == 3
-    assert "INCONCLUSIVE us-east-at-us-east-1 has no session (and 1 more)" in flat(done.stdout)
+    assert "INCONCLUSIVE us-east-at-us-east-1-check has no session (and 1 more)" in flat(done.stdout)
     assert "no answer from http://127.0.0.1:1/users" in flat(done.stdout)
 
 
@@ -504,8 +504,8 @@ def test_a_check_of_a_shard_with_a_dead_node_fails_and_names_the_canary(cluster)
         cluster.order("deploy", "--build", "good-1", "--pause", "0s")
     assert done.code == 1
     assert done.json["health"] == "failing"
-    assert list(done.json["troubles"]) == ["us-east-at-us-east-3"]
-    assert "us-east-at-us-east-3 has no session" in done.json["diagnosis"]
+    assert list(done.json["troubles"]) == ["us-east-at-us-east-3-check"]
+    assert "us-east-at-us-east-3-check has no session" in done.json["diagnosis"]
     assert done.json["delivered"] >= 2 * 4  # among the nodes that live
 
 
