@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.9
 
-.PHONY: help demo test check style types e2e sdk bench jaeger jaeger-run lock clean
+.PHONY: help demo test slow check style types e2e sdk bench jaeger jaeger-run lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -13,7 +13,10 @@ demo: .venv/ready ## rehearse 9 December 2020 on a cluster of six nodes
 	@$(BIN)/canary rehearse 2020-12-09
 
 test: .venv/ready ## the tests a newcomer runs: no root, loopback only
-	@$(BIN)/pytest -q -m "not e2e and not sdk and not bench"
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not e2e and not sdk and not bench and not slow"
+
+slow: .venv/ready ## every fault of the catalogue, played on real nodes
+	@$(BIN)/pytest -q -m slow
 
 check: style types test ## what must hold before a commit
 
