@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import click
 
-from cluster import control
+from cluster import catalogue, control
 from cluster.addresses import Layout, LayoutError
-from cluster.builds import BUILDS
 from cluster.commands import Commands
+from cluster.faults import FAULTS, Fault
 from cluster.stack import Stack, StackError, StackSettings
 from cluster.state import StateDirectory, StateError, clean_up, is_live
 
@@ -61,7 +61,9 @@ def main() -> None:
       python -m cluster status                                who runs what, where
       python -m cluster deploy --build local-fanout           roll the build of 9 December 2020 out
       python -m cluster rollback                              and back
-      python -m cluster fault wan --from us-east --to singapore --stall
+      python -m cluster builds                                what else can be deployed
+      python -m cluster fault pause us-east-2 --for 10s       break something from outside
+      python -m cluster fault heal                            and heal it
       python -m cluster down
     """
 
@@ -69,7 +71,7 @@ def main() -> None:
 @main.command()
 @click.option("--regions", default="us-east,singapore", show_default=True, help="Names, separated by commas.")
 @click.option("--nodes", default=3, show_default=True, help="Nodes per region; three or more replicate.")
-@click.option("--build", default="good-1", show_default=True, help=f"One of: {', '.join(BUILDS)}.")
+@click.option("--build", default="good-1", show_default=True, help="One that `builds` names.")
 @state_option
 @click.option(
     "--log", type=click.Path(path_type=Path), help="Keep the delivery log here (else it goes with the state)."
@@ -138,6 +140,7 @@ async def run_stack(stack: Stack, say: Callable[[Event], None]) -> None:
         await asyncio.gather(starting, telling, return_exceptions=True)
         door.close()
     finally:
+        await commands.faults.close()
         await stack.stop()
         owned.remove()
     say({"event": "stopped"})
@@ -181,12 +184,15 @@ def down(state: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--build", required=True, help=f"One of: {', '.join(BUILDS)}.")
+@click.option("--build", required=True, help="One that `builds` names.")
 @region_option
+@click.option("--node", "nodes", multiple=True, help="Only this node; may be repeated.")
 @click.option("--pause", type=Duration(), default="5s", show_default=True, help="Between two nodes.")
 @state_option
 @json_option
-def deploy(build: str, regions: tuple[str, ...], pause: float, state: Path, as_json: bool) -> None:
+def deploy(
+    build: str, regions: tuple[str, ...], nodes: tuple[str, ...], pause: float, state: Path, as_json: bool
+) -> None:
     """Roll a build out: in each region one node after the other is drained, restarted and checked.
 
     Regions roll in parallel. The deploy stops at the first node that does not become healthy, and goes on when this
@@ -194,8 +200,16 @@ def deploy(build: str, regions: tuple[str, ...], pause: float, state: Path, as_j
 
     \b
       python -m cluster deploy --build local-fanout --region us-east --pause 2s
+      python -m cluster deploy --build drop-5 --node us-east-2
     """
-    relay(state, {"do": "deploy", "build": build, "regions": list(regions), "pause_s": pause}, as_json)
+    request = {
+        "do": "deploy",
+        "build": build,
+        "regions": list(regions),
+        "nodes": list(nodes),
+        "pause_s": pause,
+    }
+    relay(state, request, as_json)
 
 
 @main.command()
@@ -208,29 +222,81 @@ def rollback(regions: tuple[str, ...], pause: float, state: Path, as_json: bool)
     relay(state, {"do": "rollback", "regions": list(regions), "pause_s": pause}, as_json)
 
 
+@main.command()
+@click.option(
+    "--markdown", is_flag=True, help="The page docs/reference/faults.md, with the faults from outside."
+)
+def builds(markdown: bool) -> None:
+    """List every build there is: two good ones, the rest with one fault each."""
+    print(catalogue.page() if markdown else catalogue.table(), end="")
+
+
 @main.group()
 def fault() -> None:
-    """Break something from outside, and heal it.
+    """Break something from outside a node, and heal it.
+
+    A fault lasts for the time given, else until it is healed. One at most is on a target.
 
     \b
-      python -m cluster fault wan --from us-east --to singapore --cut
-      python -m cluster fault wan --from us-east --to singapore --heal
+      python -m cluster fault kill us-east-2
+      python -m cluster fault pause us-east-2 --for 10s
+      python -m cluster fault leader us-east
+      python -m cluster fault wan --from us-east --to singapore --cut --both-ways
+      python -m cluster fault heal us-east-2
+      python -m cluster fault heal                            all there are
     """
+
+
+for_option = click.option("--for", "for_s", type=Duration(), help="Heal by itself after this long.")
+
+
+def fault_command(kind: type[Fault]) -> None:
+    """One subcommand for a kind of fault that needs nothing but its target."""
+
+    @fault.command(kind.kind, help=kind.__doc__)
+    @click.argument("target", metavar=kind.targets)
+    @for_option
+    @state_option
+    @json_option
+    def command(target: str, for_s: float | None, state: Path, as_json: bool) -> None:
+        relay(state, {"do": "fault", "kind": kind.kind, "targets": [target], "for_s": for_s}, as_json)
+
+
+for kind in FAULTS.values():
+    if kind.targets != "LINK":
+        fault_command(kind)
 
 
 @fault.command()
 @click.option("--from", "here", required=True, help="Region of the clients.")
 @click.option("--to", "there", required=True, help="Region of the nodes.")
-@click.option("--stall", "what", flag_value="stall", help="Hold every byte, both ways.")
+@click.option("--stall", "what", flag_value="stall", help="Hold every byte.")
 @click.option("--cut", "what", flag_value="cut", help="Reset connections and refuse new ones.")
 @click.option("--heal", "what", flag_value="heal", help="End either.")
+@click.option("--both-ways", is_flag=True, help="The same to the link back.")
+@for_option
 @state_option
 @json_option
-def wan(here: str, there: str, what: str | None, state: Path, as_json: bool) -> None:
+def wan(
+    here: str, there: str, what: str | None, both_ways: bool, for_s: float | None, state: Path, as_json: bool
+) -> None:
     """Stall, cut or heal the link from one region's clients to another's nodes."""
     if what is None:
         fail(MISTAKE, "say what: --stall, --cut or --heal")
-    relay(state, {"do": "fault", "from": here, "to": there, "what": what}, as_json)
+    links = [f"{here}->{there}", *([f"{there}->{here}"] if both_ways else [])]
+    if what == "heal":
+        relay(state, {"do": "heal", "targets": links}, as_json)
+    else:
+        relay(state, {"do": "fault", "kind": what, "targets": links, "for_s": for_s}, as_json)
+
+
+@fault.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@state_option
+@json_option
+def heal(targets: tuple[str, ...], state: Path, as_json: bool) -> None:
+    """End the faults on these nodes, regions or links (`us-east->singapore`), or all there are."""
+    relay(state, {"do": "heal", "targets": list(targets)}, as_json)
 
 
 # Telling -------------------------------------------------------------------------------------------------------
@@ -264,7 +330,7 @@ def tell(event: Event) -> None:
         case "done":
             lines = []
         case "fault":
-            lines = [f"link {event['link']}: {event['state']}"]
+            lines = [f"{named(event['target'])}: {event['state']}"] if event["ok"] else []
         case "died":
             lines = [f"{event['process']} died (code {event['code']})"]
         case "drain" | "restart" | "healthy" | "failed":
@@ -288,8 +354,7 @@ def describe(event: Event) -> list[str]:
             lines.append(
                 f"{name:<16} {node['state']:<9} {node['build']:<14} {node['url']:<24} {others}".rstrip()
             )
-    broken = {link: state for link, state in event["wan"].items() if state != "open"}
-    lines += [f"link {link}: {state}" for link, state in broken.items()]
+    lines += [f"{named(target)}: {state}" for target, state in event.get("faults", {}).items()]
     lines += [
         f"API key {event['api_key']}, secret in {event['secret_file']}",
         f"delivery log in {event['log']}",
@@ -297,6 +362,11 @@ def describe(event: Event) -> list[str]:
     if "took_s" in event:
         lines.append(f"ready after {event['took_s']:.1f} s; Ctrl-C or `python -m cluster down` stops it")
     return lines
+
+
+def named(target: str) -> str:
+    """A fault's target for a person."""
+    return f"link {target}" if "->" in target else target
 
 
 def fail(code: int, reason: str) -> NoReturn:

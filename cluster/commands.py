@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.builds import BUILDS
+from cluster.builds import UnknownBuild, build_named
 from cluster.deploy import roll
+from cluster.faults import Fault, FaultFailed, Faults, NoSuchFault, fault_on
 from cluster.stack import Region, Stack
 
 Event = dict[str, Any]
@@ -34,7 +35,11 @@ class Commands:
 
     stack: Stack
     asked_to_stop: asyncio.Event
+    faults: Faults = field(init=False)
     _rolls: dict[str, Roll] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.faults = Faults(self.stack)
 
     async def handle(self, request: Event) -> AsyncIterator[Event]:
         """Carries out one request, telling each step."""
@@ -54,59 +59,92 @@ class Commands:
                 return self._rollback(request)
             case "fault":
                 return self._fault(request)
+            case "heal":
+                return self._heal(request)
             case "down":
                 return self._down()
         raise AssertionError(f"no command sends {request['do']!r}")
 
     async def _status(self) -> AsyncIterator[Event]:
-        yield {"event": "status", "ok": True, **await self.stack.describe()}
+        yield {"event": "status", "ok": True, **await self.stack.describe(), "faults": self.faults.states()}
 
     async def _down(self) -> AsyncIterator[Event]:
         self.asked_to_stop.set()
         yield {"event": "stopping", "ok": True}
 
     async def _fault(self, request: Event) -> AsyncIterator[Event]:
-        here, there = request["from"], request["to"]
         try:
-            link = self.stack.wan.link(here, there)
-        except KeyError:
-            links = ", ".join(self.stack.wan.states()) or "none, there is one region only"
-            raise Mistake(f"no link {here}->{there}; there are: {links}") from None
-        match request["what"]:
-            case "stall":
-                link.stall()
-            case "cut":
-                await link.cut()
-            case "heal":
-                await link.heal()
-        yield {"event": "fault", "ok": True, "link": f"{here}->{there}", "state": link.state}
+            faults = [fault_on(self.stack, request["kind"], target) for target in request["targets"]]
+            for fault in faults:
+                self.faults.refuse_second(fault)
+        except NoSuchFault as refusal:
+            raise Mistake(str(refusal)) from None
+        for fault in faults:
+            try:
+                await self.faults.begin(fault, request["for_s"])
+            except FaultFailed as error:
+                yield {"event": "fault", "ok": False, "reason": str(error)}
+                return
+            yield _told(fault, fault.state)
+
+    async def _heal(self, request: Event) -> AsyncIterator[Event]:
+        """Ends the faults on these targets; all of them when none is named."""
+        for target in request["targets"] or list(self.faults.states()):
+            fault = self.faults.on(target)
+            if fault is None:
+                continue
+            try:
+                await self.faults.heal(fault)
+            except FaultFailed as error:
+                yield {"event": "fault", "ok": False, "reason": str(error)}
+                return
+            yield _told(fault, "healed")
+        yield {"event": "done", "ok": True}
 
     # Deploys ---------------------------------------------------------------------------------------------------
 
     async def _deploy(self, request: Event) -> AsyncIterator[Event]:
-        build = request["build"]
-        if build not in BUILDS:
-            raise Mistake(f"unknown build {build!r}; there are {', '.join(BUILDS)}")
-        regions = self._regions(request)
-        for region in regions:
-            if region.region in self._rolls:
-                raise Mistake(f"a deploy is under way in {region.region}; wait for it, or `rollback`")
-        for region in regions:
-            region.builds.append(build)
-        async for event in self._roll_all({region.region: build for region in regions}, request["pause_s"]):
+        build: str = request["build"]
+        try:
+            build_named(build)
+        except UnknownBuild as error:
+            raise Mistake(str(error)) from None
+        wanted = self._nodes(request)
+        for region in wanted:
+            if region in self._rolls:
+                raise Mistake(f"a deploy is under way in {region}; wait for it, or `rollback`")
+        builds = {region: dict.fromkeys(nodes, build) for region, nodes in wanted.items()}
+        for region, meant in builds.items():
+            deployed = self.stack.regions[region].deployed
+            deployed.append({**deployed[-1], **meant})
+        async for event in self._roll_all(builds, request["pause_s"]):
             yield event
 
     async def _rollback(self, request: Event) -> AsyncIterator[Event]:
         """Goes back one deploy, after stopping one that is under way."""
-        regions = [region for region in self._regions(request) if len(region.builds) > 1]
+        regions = [region for region in self._regions(request) if len(region.deployed) > 1]
         if not regions:
             raise Mistake("nothing was deployed, so there is nothing to roll back")
         for region in regions:
             await self._interrupt(region.region)
-            region.builds.pop()
-        builds = {region.region: region.builds[-1] for region in regions}
+            region.deployed.pop()
+        builds = {region.region: region.deployed[-1] for region in regions}
         async for event in self._roll_all(builds, request["pause_s"], only_others=True):
             yield event
+
+    def _nodes(self, request: Event) -> dict[str, list[str]]:
+        """The nodes a deploy is for, by region: all of the regions named, or the nodes named."""
+        regions = self._regions(request)
+        if not request.get("nodes"):
+            return {region.region: list(region.nodes) for region in regions}
+        known = [node for region in regions for node in region.nodes]
+        unknown = [node for node in request["nodes"] if node not in known]
+        if unknown:
+            raise Mistake(f"no node {', '.join(unknown)}; there are {', '.join(known)}")
+        found = {
+            region.region: [node for node in region.nodes if node in request["nodes"]] for region in regions
+        }
+        return {region: nodes for region, nodes in found.items() if nodes}
 
     def _regions(self, request: Event) -> list[Region]:
         names = request["regions"] or list(self.stack.regions)
@@ -122,7 +160,7 @@ class Commands:
             await running.task
 
     async def _roll_all(
-        self, builds: dict[str, str], pause_s: float, *, only_others: bool = False
+        self, builds: dict[str, dict[str, str]], pause_s: float, *, only_others: bool = False
     ) -> AsyncIterator[Event]:
         """Rolls several regions in parallel. A deploy goes on when whoever asked for it stops listening."""
         told: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -156,3 +194,7 @@ class Commands:
             "ok": not unfinished,
             **({"reason": ", ".join(unfinished)} if unfinished else {}),
         }
+
+
+def _told(fault: Fault, state: str) -> Event:
+    return {"event": "fault", "ok": True, "fault": fault.kind, "target": fault.target, "state": state}

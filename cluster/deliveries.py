@@ -1,13 +1,17 @@
 """The delivery log: what the cluster did with every message, written by the node that did it.
 
 It is the truth a fleet is scored against, so it is written where the deed is done, after it is done, and no build
-touches it. One file per node, JSON lines, appended across restarts; `t` is wall time in seconds.
+touches it: what a build withholds has no `hand`, what it repeats or leaks has one each time. One file per node, JSON
+lines, appended across restarts; `t` is wall time in seconds. `cluster.jsonl` holds what was done to nodes and links
+from outside.
 
     {"t": 1.5, "node": "us-east-1", "build": "good-1", "what": "start" | "ready" | "drain" | "stop"}
     {..., "what": "connect" | "close", "connection": C, "user": U}
     {..., "what": "watch" | "unwatch", "connection": C, "user": U, "cid": CID}
-    {..., "what": "accept", "message": M, "cid": CID, "user": U}             the store acknowledged it
+    {..., "what": "accept", "message": M, "cid": CID, "user": U}   acknowledged: the store has it...
+    {..., "what": "accept", ..., "stored": "no"}                    ...except where a build lies
     {..., "what": "hand", "message": M, "connection": C, "user": U, "type": EVENT}   written to that socket
+    {"t": 1.5, "node": "cluster", "build": "", "what": "fault" | "heal", "fault": KIND, "target": T, "hit": NAMES}
 """
 
 import json

@@ -5,7 +5,7 @@ Knows the order of things only. What it acts upon is a `Shard`; every step is to
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 Event = dict[str, Any]
@@ -34,19 +34,29 @@ class Shard(Protocol):
 
 
 async def roll(
-    shard: Shard, build: str, pause_s: float, interrupted: asyncio.Event, *, only_others: bool = False
+    shard: Shard,
+    builds: Mapping[str, str],
+    pause_s: float,
+    interrupted: asyncio.Event,
+    *,
+    only_others: bool = False,
 ) -> AsyncIterator[Event]:
-    """Brings one node after the other to a build: drain, restart, health gate, pause, next.
+    """Brings one node after the other to its build: drain, restart, health gate, pause, next.
 
-    Stops after the step under way once `interrupted` is set, and at the first node that does not become healthy. With
-    `only_others`, nodes that run the build already are left alone. Yields an event for each step; the last one is
+    `builds` holds the build of each node to be rolled. Stops after the step under way once `interrupted` is set, and at the first node that does not become healthy. With
+    `only_others`, nodes that run their build already are left alone. Yields an event for each step; the last one is
     `deployed`, `interrupted` or `failed`.
     """
-    nodes = [node for node in shard.nodes if not (only_others and shard.build_of(node) == build)]
+    nodes = [
+        node
+        for node in shard.nodes
+        if node in builds and not (only_others and shard.build_of(node) == builds[node])
+    ]
+    names = ",".join(dict.fromkeys(builds.values()))
     for position, node in enumerate(nodes):
         if position and await _paused(pause_s, interrupted):
             break
-        before = shard.build_of(node)
+        before, build = shard.build_of(node), builds[node]
         started = time.monotonic()
         yield _event("drain", shard, node=node, build=before)
         drained = await shard.stop(node)
@@ -58,9 +68,9 @@ async def roll(
             return
         yield _event("healthy", shard, node=node, build=build, took_s=round(time.monotonic() - started, 3))
     if interrupted.is_set():
-        yield _event("interrupted", shard, build=build)
+        yield _event("interrupted", shard, build=names)
     else:
-        yield _event("deployed", shard, build=build)
+        yield _event("deployed", shard, build=names)
 
 
 async def _paused(pause_s: float, interrupted: asyncio.Event) -> bool:

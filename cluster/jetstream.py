@@ -51,9 +51,9 @@ def configuration(layout: Layout, node: NodeAddress, store: Path) -> str:
 async def start_server(
     binary: str, layout: Layout, node: NodeAddress, directory: Path, stderr: Path
 ) -> Child:
-    """Starts one nats-server, its data and configuration below `directory`."""
+    """Starts one nats-server, its data and configuration below `directory`; on the data that is there, if any."""
     store = directory / node.name
-    store.mkdir(parents=True)
+    store.mkdir(parents=True, exist_ok=True)
     config = directory / f"{node.name}.conf"
     config.write_text(configuration(layout, node, store))
     return await start_program(f"nats:{node.name}", [binary, "--config", str(config)], stderr)

@@ -15,10 +15,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from cluster.builds import BUILDS, Live
+from cluster.builds import build_named
 from cluster.deliveries import DeliveryLog
-from cluster.hub import Hub, Socket
-from cluster.protocol import ApiError, RateLimits, connection_not_found, microseconds, rfc3339
+from cluster.hub import Hub, Live, Socket
+from cluster.protocol import (
+    ApiError,
+    Caller,
+    RateLimits,
+    authenticate,
+    connection_not_found,
+    microseconds,
+    parse_rfc3339,
+    rfc3339,
+)
 from cluster.spans import Silent, Spans
 from cluster.store import ANSWER_TIMEOUT_S, Store, StoreError
 from cluster.view import View
@@ -59,10 +68,10 @@ class Node:
 
     def __init__(self, settings: NodeSettings, spans: Spans | None = None) -> None:
         self.settings = settings
-        self.build = BUILDS[settings.build]
+        self.build = build_named(settings.build)
         self.state = State.STARTING
         self.view = View()
-        self.hub = Hub()
+        self.hub = Hub(self.build.hand, leaks=self.build.leaks)
         self.limits = RateLimits()
         self.log = DeliveryLog(Path(settings.log_dir), settings.name, settings.build)
         self.spans: Spans = spans or Silent()
@@ -98,13 +107,13 @@ class Node:
         self.log.write("ready")
 
     async def drain(self) -> None:
-        """Refuses new calls, lets those under way finish, then closes every socket with 1001."""
+        """Refuses new calls, lets those under way finish, then closes every socket with the build's code."""
         self.state = State.DRAINING
         self.log.write("drain")
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         while self._calls_open and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        await self.hub.drain(FLUSH_TIMEOUT_S)
+        await self.hub.drain(FLUSH_TIMEOUT_S, self.build.close_code)
         while len(self.hub) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
@@ -149,6 +158,10 @@ class Node:
     def health_check(self) -> dict[str, Any]:
         return {"type": "health.check", "cid": "*", "created_at": rfc3339(self.now_ns())}
 
+    def authenticate(self, api_key: str | None, token: str | None) -> Caller:
+        """Who holds the token, by this node's clock. Raises ApiError 401."""
+        return authenticate(api_key, token, self.settings.secret, self.build.clock_ahead_s)
+
     # Storing and reading -------------------------------------------------------------------------------------------
 
     async def append(self, event: dict[str, Any], identity: str | None = None) -> int:
@@ -185,6 +198,14 @@ class Node:
         with unanswered():
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await self.view.wait_for(await self.store.last_sequence())
+
+    def shows(self, message: dict[str, Any]) -> bool:
+        """Whether a read by this node returns a message that its view holds."""
+        return self.build.shows(message, age_s(message))
+
+    def replays(self, event: dict[str, Any]) -> bool:
+        """Whether a replay by this node returns an event that its view holds."""
+        return self.build.replays(event, age_s(event))
 
     # The live path -----------------------------------------------------------------------------------------------
 
@@ -252,6 +273,11 @@ class Node:
         """One moment as (microseconds, nanoseconds) text: for a document, and for the event that carries it."""
         now_ns = self.now_ns()
         return rfc3339(microseconds(now_ns)), rfc3339(now_ns)
+
+
+def age_s(document: dict[str, Any]) -> float:
+    """How long ago it was made."""
+    return (time.time_ns() - parse_rfc3339(document["created_at"])) / 1e9
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from cluster import rest, session
 from cluster.node import Node, NodeSettings
@@ -22,6 +23,8 @@ CLOSE_TIMEOUT_S = 1
 # Linux would let megabytes pile up for a client that does not read, and each would count as delivered. This is some
 # fifty messages; beyond them the node's own bounded queue decides.
 SEND_BUFFER_BYTES = 65536
+# The websocket protocol's own pings, by which the server notices clients that are gone.
+PING_EVERY_S = 20.0
 
 
 class Server(uvicorn.Server):
@@ -30,6 +33,13 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class HalfOpen(WebSocketsSansIOProtocol):
+    """A websocket at which nobody is in: it leaves pings unanswered."""
+
+    def handle_ping(self) -> None:
+        return
 
 
 def run(settings: NodeSettings) -> None:
@@ -80,11 +90,12 @@ def _server_config(node: Node) -> uvicorn.Config:
     async def connect(websocket: WebSocket) -> None:
         await session.connect(websocket, node)
 
-    settings = node.settings
+    settings, is_answering = node.settings, node.build.answers_pings
     return uvicorn.Config(
         rest.application(node, WebSocketRoute("/connect", connect)),
         http="h11",
-        ws="websockets-sansio",
+        ws=WebSocketsSansIOProtocol if is_answering else HalfOpen,
+        ws_ping_interval=PING_EVERY_S if is_answering else None,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import jwt
+from jwt.types import Options
 
 # Not a secret: it names the app. The secret is made afresh for each cluster.
 API_KEY = "proving-ground"
@@ -116,13 +117,16 @@ class Caller:
         return self.user is None
 
 
-def authenticate(api_key: str | None, token: str | None, secret: str) -> Caller:
-    """Raises ApiError 401 with the code a Stream SDK acts upon."""
+def authenticate(api_key: str | None, token: str | None, secret: str, clock_ahead_s: float = 0.0) -> Caller:
+    """Raises ApiError 401 with the code a Stream SDK acts upon.
+
+    `clock_ahead_s` is by how much the clock of whoever checks is wrong; negative when it is behind.
+    """
     if api_key != API_KEY:
         raise ApiError(401, 2, f"api_key {api_key!r} not found")
     if not token:
         raise ApiError(401, 5, "no token: neither the Authorization header nor ?authorization= is set")
-    claims = _claims(token, secret)
+    claims = _claims(token, secret, clock_ahead_s)
     user = claims.get("user_id")
     if isinstance(user, str) and user:
         return Caller(user)
@@ -131,10 +135,14 @@ def authenticate(api_key: str | None, token: str | None, secret: str) -> Caller:
     raise ApiError(401, 5, "the token names neither a user_id nor the server")
 
 
-def _claims(token: str, secret: str) -> Mapping[str, Any]:
+def _claims(token: str, secret: str, clock_ahead_s: float) -> Mapping[str, Any]:
+    # PyJWT takes no clock, but a negative leeway moves it: to one that is ahead tokens end sooner, to one that is behind
+    # they begin later. Its error has no other consequence that matters here.
+    options: Options = {"verify_aud": False, "verify_exp": clock_ahead_s >= 0}
+    options["verify_iat"] = options["verify_nbf"] = clock_ahead_s <= 0
     try:
         # `iat` is a time for revocation, not a rule of validity, but Stream refuses one in the future (42).
-        return jwt.decode(token, secret, algorithms=["HS256"], options={"verify_aud": False})
+        return jwt.decode(token, secret, algorithms=["HS256"], options=options, leeway=-abs(clock_ahead_s))
     except jwt.ExpiredSignatureError:
         raise ApiError(401, 40, "token is expired") from None
     except jwt.ImmatureSignatureError as error:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from cluster.builds import Live
+from cluster.hub import Live
 from cluster.node import Node, State
 from cluster.protocol import (
     BODY_BYTES_MAX,
@@ -31,7 +31,6 @@ from cluster.protocol import (
     SYNC_AGE_MAX_S,
     ApiError,
     Caller,
-    authenticate,
     bad_input,
     duration_text,
     json_object,
@@ -125,6 +124,7 @@ class Door:
                 async with self._node.call_under_way():
                     call = await self._enter(name, request, headers)
                     answer = await endpoint(call)
+                    self._node.build.answer(name)
             except ApiError as error:
                 body = error.body(name, duration_text(time.perf_counter() - started))
                 return JSONResponse(body, error.status, headers)
@@ -138,13 +138,14 @@ class Door:
             raise ApiError(503, -1, f"node is {self._node.state}")
         query = dict(request.query_params)
         token = request.headers.get("authorization") or query.get("authorization")
-        caller = authenticate(query.get("api_key"), token, self._node.settings.secret)
+        caller = self._node.authenticate(query.get("api_key"), token)
         rate_headers, is_allowed = self._node.limits.spend(caller, name, time.time())
         headers.update(rate_headers)
         if not is_allowed:
             raise ApiError(429, 9, "Too many requests")
         if not caller.is_server and query.get("user_id", caller.user) != caller.user:
             raise not_allowed(f"the token is for {caller.user!r}, not for {query['user_id']!r}")
+        await self._node.build.admit(name, caller.user, time.time())
         body = await _body(request)
         return Call(self._node, caller, request.path_params, query, dict(request.headers), body)
 
@@ -264,7 +265,8 @@ def _state(call: Call, channel: Channel, wanted: Document) -> Document:
     limit = whole_number(wanted, "limit", 25, MESSAGES_PER_QUERY_MAX)
     messages = page(channel, wanted, limit) if call.flag("state") or wanted else []
     watchers = call.node.hub.watcher_count(channel.cid)
-    return call.node.view.state_document(channel, call.reader(), messages, watchers)
+    shown = [message for message in messages if call.node.shows(message)]
+    return call.node.view.state_document(channel, call.reader(), shown, watchers)
 
 
 async def query_channels(call: Call) -> Document:
@@ -427,8 +429,9 @@ async def send_message(call: Call) -> Document:
         }
         if call.flag("keep_channel_hidden"):
             event["keep_channel_hidden"] = True
-        await _store_message(call.node, event)
-        call.node.log.write("accept", message=message_id, cid=channel.cid, user=user)
+        is_stored = await _store_message(call.node, event)
+        truth = {} if is_stored else {"stored": "no"}
+        call.node.log.write("accept", message=message_id, cid=channel.cid, user=user, **truth)
         await call.node.fan_out(Live(event, tuple(channel.members)))
     return {"message": message}
 
@@ -477,7 +480,8 @@ def _new_message(call: Call, channel: Channel, given: Document, message_id: str,
     }
 
 
-async def _store_message(node: Node, event: Document) -> None:
+async def _store_message(node: Node, event: Document) -> bool:
+    """Returns whether the build did store it."""
     message_id = event["message_id"]
     already = bad_input(f"a message with ID {message_id} already exists")
     # JetStream knows recent ids across nodes at once, the view knows old ones.
@@ -485,7 +489,7 @@ async def _store_message(node: Node, event: Document) -> None:
         raise already
     try:
         with node.spans.store(message_id):
-            await node.append(event, identity=message_id)
+            return await node.build.store(node, event)
     except Duplicate:
         raise already from None
 
@@ -493,6 +497,8 @@ async def _store_message(node: Node, event: Document) -> None:
 async def get_message(call: Call) -> Document:
     await call.node.catch_up()
     message = _find_message(call)
+    if not call.node.shows(message):
+        raise _no_message(call)
     channel = call.channel(message["cid"])
     return {"message": {**message, "channel": call.node.view.channel_document(channel, call.reader())}}
 
@@ -503,7 +509,8 @@ async def get_messages(call: Call) -> Document:
         raise bad_input("ids must name at least one message")
     await call.node.catch_up()
     channel = call.channel()
-    return {"messages": [channel.messages[wanted] for wanted in ids if wanted in channel.messages]}
+    found = [channel.messages[wanted] for wanted in ids if wanted in channel.messages]
+    return {"messages": [message for message in found if call.node.shows(message)]}
 
 
 async def delete_message(call: Call) -> Document:
@@ -523,8 +530,12 @@ async def delete_message(call: Call) -> Document:
 def _find_message(call: Call) -> Document:
     message = call.node.view.messages.get(call.path["id"])
     if message is None:
-        raise not_found(f"message {call.path['id']} does not exist")
+        raise _no_message(call)
     return message
+
+
+def _no_message(call: Call) -> ApiError:
+    return not_found(f"message {call.path['id']} does not exist")
 
 
 # Replay ----------------------------------------------------------------------------------------------------------
@@ -542,7 +553,8 @@ async def sync(call: Call) -> Document:
     unique = list(dict.fromkeys(cids))
     readable = [cid for cid in unique if (found := call.node.view.channels.get(cid)) and call.may_see(found)]
     await _watch_if_asked(call, readable)
-    events = call.node.view.replay(readable, since_ns, call.reader())
+    stored = call.node.view.replay(readable, since_ns, call.reader())
+    events = [event for event in stored if call.node.replays(event)]
     inaccessible = [cid for cid in unique if cid not in readable]
     return {"events": events, **({"inaccessible_cids": inaccessible} if inaccessible else {})}
 

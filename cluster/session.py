@@ -7,9 +7,9 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cluster.hub import CLOSE_DRAIN, Socket, frame
+from cluster.hub import Socket, frame
 from cluster.node import Node, State
-from cluster.protocol import ApiError, authenticate, json_object, section, user_in
+from cluster.protocol import ApiError, json_object, section, user_in
 
 # Stream ends a refused connection with a normal closure after the error frame; SDKs look at the frame.
 CLOSE_REFUSED = 1000
@@ -32,12 +32,14 @@ async def connect(websocket: WebSocket, node: Node) -> None:
         return
     if node.state is not State.READY:
         # The drain began while the user was being stored, and has closed the sockets it knew.
-        await _close(websocket, CLOSE_DRAIN)
+        await _close(websocket, node.build.close_code)
         return
     socket = node.hub.attach(node.new_connection_id(), user)
     node.note("connect", socket)
     hello = {**node.health_check(), "connection_id": socket.connection, "me": _own_user(own)}
-    socket.offer(frame(hello))
+    node.build.hand(socket, frame(hello))
+    if node.build.session_max_s is not None:
+        asyncio.get_running_loop().call_later(node.build.session_max_s, socket.close, node.build.close_code)
     try:
         await _serve(websocket, node, socket)
     finally:
@@ -47,11 +49,8 @@ async def connect(websocket: WebSocket, node: Node) -> None:
 
 def _identify(websocket: WebSocket, node: Node) -> tuple[str, dict[str, Any]]:
     query = websocket.query_params
-    caller = authenticate(
-        query.get("api_key"),
-        query.get("authorization") or websocket.headers.get("authorization"),
-        node.settings.secret,
-    )
+    token = query.get("authorization") or websocket.headers.get("authorization")
+    caller = node.authenticate(query.get("api_key"), token)
     request = json_object(query.get("json", ""))
     details = section(request, "user_details")
     user = details.get("id") or user_in(request)
@@ -112,7 +111,7 @@ async def _read(websocket: WebSocket, node: Node, socket: Socket) -> None:
     try:
         while True:
             await websocket.receive_text()
-            socket.offer(frame({**node.health_check(), "connection_id": socket.connection}))
+            node.build.hand(socket, frame({**node.health_check(), "connection_id": socket.connection}))
     except (WebSocketDisconnect, KeyError):
         # KeyError: a binary frame, which no client of this protocol sends.
         return

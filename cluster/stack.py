@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.addresses import CHAT_PORT, NATS_PORT, Layout, NodeAddress
-from cluster.builds import BUILDS
+from cluster.builds import UnknownBuild, build_named
 from cluster.children import Child, Spawner
 from cluster.deploy import NotHealthy
 from cluster.jetstream import BinaryMissing, find_binary, start_server
@@ -70,8 +70,8 @@ class Region:
     region: str
     stack: "Stack"
     running: dict[str, RunningNode]
-    builds: list[str] = field(default_factory=list)
-    """What was deployed here, oldest first; `rollback` goes back along it."""
+    deployed: list[dict[str, str]] = field(default_factory=list)
+    """Which node was meant to run which build after each deploy, oldest first; `rollback` goes back along it."""
 
     @property
     def nodes(self) -> Sequence[str]:
@@ -90,6 +90,14 @@ class Region:
         self.running[node].is_wanted = True
         await self.stack.start_node(self.running[node])
 
+    async def kill(self, node: str) -> None:
+        """Ends a node at once, without a drain."""
+        running = self.running[node]
+        running.is_wanted = False
+        if running.child is not None:
+            running.child.send(signal.SIGKILL)
+            await running.child.exit
+
 
 class Stack:
     """A cluster. `start` it once, `stop` it once, in whatever state the start was."""
@@ -103,7 +111,7 @@ class Stack:
                 region,
                 self,
                 {node.name: RunningNode(node, settings.build) for node in self.layout.shard(region)},
-                [settings.build],
+                [{node.name: settings.build for node in self.layout.shard(region)}],
             )
             for region in self.layout.regions
         }
@@ -111,7 +119,8 @@ class Stack:
         self.deaths: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         """Events about processes that ended without being asked to."""
         self._secret = ""
-        self._servers: list[Child] = []
+        self._servers: dict[str, Child] = {}
+        self._binary = ""
         self._spawner: Spawner | None = None
         self._is_stopping = False
 
@@ -124,8 +133,10 @@ class Stack:
 
     def check(self) -> str:
         """Whether the cluster can be started on this machine; the path of nats-server if so. Raises StackError."""
-        if self.settings.build not in BUILDS:
-            raise StackError(f"unknown build {self.settings.build!r}; there are {', '.join(BUILDS)}")
+        try:
+            build_named(self.settings.build)
+        except UnknownBuild as error:
+            raise StackError(str(error)) from None
         allow_open_files()
         for host, port in self.layout.listeners():
             check_free(host, port)
@@ -138,20 +149,14 @@ class Stack:
         """Starts everything and returns once every node is healthy. Raises StackError."""
         self.state = state
         self._secret = state.write_secret()
+        self._binary = binary
         self.log.mkdir(parents=True, exist_ok=True)
         self._spawner = await Spawner.start(state.stderr("spawner"), otlp=self.settings.otlp is not None)
         self._record()
         for node in self.layout.nodes():
-            server = await start_server(
-                binary, self.layout, node, state.path / "nats", state.stderr(f"nats-{node.name}")
-            )
-            self._servers.append(server)
-            self._record()
-            server.exit.add_done_callback(partial(self._ended, server, None))
+            await self.start_server(node)
         await self.wan.open()
-        await asyncio.gather(
-            *(self._await_server(*pair) for pair in zip(self._servers, self.layout.nodes(), strict=True))
-        )
+        await asyncio.gather(*(self.await_server(node) for node in self.layout.nodes()))
         try:
             await asyncio.gather(
                 *(
@@ -168,12 +173,29 @@ class Stack:
         self._is_stopping = True
         await asyncio.gather(*(child.end(NODE_STOP_TIMEOUT_S) for child in self._nodes()))
         await self.wan.close()
-        for server in self._servers:
+        for server in self._servers.values():
             # What they stored goes with them, so there is nothing to close in order.
             server.send(signal.SIGKILL)
-        await asyncio.gather(*(server.exit for server in self._servers))
+        await asyncio.gather(*(server.exit for server in self._servers.values()))
         if self._spawner is not None:
             await self._spawner.close()
+
+    async def start_server(self, node: NodeAddress) -> None:
+        """Starts the nats-server of a node, on what it stored if it ran before."""
+        assert self.state is not None
+        stderr = self.state.stderr(f"nats-{node.name}")
+        server = await start_server(self._binary, self.layout, node, self.state.path / "nats", stderr)
+        self._servers[node.name] = server
+        self._record()
+        server.exit.add_done_callback(partial(self._server_ended, server))
+
+    async def kill_server(self, node: NodeAddress) -> None:
+        """Ends the nats-server of a node at once, if it runs."""
+        server = self._servers.pop(node.name, None)
+        if server is not None:
+            server.send(signal.SIGKILL)
+            await server.exit
+            self._record()
 
     async def start_node(self, node: RunningNode) -> None:
         """Starts one node process and returns once it is healthy. Raises NotHealthy."""
@@ -214,8 +236,10 @@ class Stack:
         except TimeoutError:
             raise NotHealthy(f"{child.name} was not healthy within {NODE_READY_TIMEOUT_S:.0f} s") from None
 
-    async def _await_server(self, server: Child, node: NodeAddress) -> None:
+    async def await_server(self, node: NodeAddress) -> None:
+        """Returns once the node's nats-server accepts connections. Raises StackError when it ends before."""
         assert self.state is not None
+        server = self._servers[node.name]
         while not await accepts(node.host, NATS_PORT):
             if not server.is_running:
                 stderr = self.state.stderr(f"nats-{node.name}")
@@ -225,15 +249,23 @@ class Stack:
     def _record(self) -> None:
         assert self.state is not None
         assert self._spawner is not None
-        self.state.record([self._spawner.child, *self._servers, *self._nodes()])
+        self.state.record([self._spawner.child, *self._servers.values(), *self._nodes()])
 
     def _nodes(self) -> list[Child]:
         return [
             node.child for region in self.regions.values() for node in region.running.values() if node.child
         ]
 
-    def _ended(self, child: Child, node: RunningNode | None, exit: asyncio.Future[int]) -> None:
-        if self._is_stopping or (node is not None and not node.is_wanted):
+    def _server_ended(self, server: Child, exit: asyncio.Future[int]) -> None:
+        if server in self._servers.values():
+            self._tell_death(server, exit)
+
+    def _ended(self, child: Child, node: RunningNode, exit: asyncio.Future[int]) -> None:
+        if node.is_wanted:
+            self._tell_death(child, exit)
+
+    def _tell_death(self, child: Child, exit: asyncio.Future[int]) -> None:
+        if self._is_stopping:
             return
         self.deaths.put_nowait(
             {"event": "died", "t": time.time(), "process": child.name, "code": exit.result()}

@@ -5,7 +5,7 @@ the identity it is de-duplicated by.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -44,6 +44,19 @@ StoreError = nats.errors.Error
 
 class Duplicate(Exception):
     """The store already holds an event with this identity."""
+
+
+async def leader(urls: Sequence[str]) -> str | None:
+    """The nats-server that leads a shard's stream; None while there is none, or the stream has no replicas.
+
+    `urls` are the shard's servers. Raises nats.errors.Error or TimeoutError when nobody answers.
+    """
+    client = await nats.connect(list(urls), allow_reconnect=False)
+    try:
+        stream = await client.jetstream(timeout=ANSWER_TIMEOUT_S).stream_info(STREAM)
+    finally:
+        await client.close()
+    return None if stream.cluster is None else stream.cluster.leader
 
 
 class Store:

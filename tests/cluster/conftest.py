@@ -22,11 +22,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from cluster import control
+
 ROOT = Path(__file__).parents[2]
 READY_WITHIN_S = 40.0  # the cluster promises 10; a machine that runs other suites too is slower
 ANSWER_WITHIN_S = 10.0
 SHARED_NET = 40
 SINGLE_NET = 44
+BROKEN_NET = 42
 
 
 def cli(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -135,6 +138,16 @@ class Cluster:
         assert done.returncode == 0, done.stdout + done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
+    def order(self, do: str, **request: Any) -> list[dict[str, Any]]:
+        """Gives an order that must succeed, as the command line does but without a process of its own."""
+        told = list(control.ask(self.up.state, {"do": do, **request}))
+        assert told[-1]["ok"], told
+        return told
+
+    def deploy(self, build: str, node: int) -> None:
+        """Puts a build on one node."""
+        self.order("deploy", build=build, regions=[], nodes=[f"{self.region}-{node}"], pause_s=0)
+
     def delivery_log(self) -> list[dict[str, Any]]:
         files = Path(self.up.ready["log"]).glob("*.jsonl")
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
@@ -194,7 +207,15 @@ class Client:
     """One websocket. `hello` is the first frame; `next` and `until` read on."""
 
     def __init__(
-        self, cluster: Cluster, user: str, node: int, url: str | None, token: str | None, **options: Any
+        self,
+        cluster: Cluster,
+        user: str,
+        node: int,
+        url: str | None,
+        token: str | None,
+        *,
+        hello_within_s: float = ANSWER_WITHIN_S,
+        **options: Any,
     ):
         self.user = user
         query = {
@@ -211,7 +232,11 @@ class Client:
             close_timeout=0.5,
             **options,
         )
-        self.hello = self.next()
+        try:
+            self.hello = self.next(hello_within_s)
+        except TimeoutError:
+            self.socket.close()
+            raise
 
     @property
     def connection(self) -> str:
@@ -266,6 +291,23 @@ def single(start: Callable[..., Up], tmp_path_factory: pytest.TempPathFactory) -
     cluster = Cluster(up, "alone")
     with cluster.http:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def broken(start: Callable[..., Up], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One region of three nodes to break: nodes 2 and 3 run whatever the last test put there, node 1 is good."""
+    state = tmp_path_factory.mktemp("broken") / "state"
+    up = start(state, "--net", BROKEN_NET, "--regions", "us-east")
+    up.wait_ready()
+    cluster = Cluster(up, "us-east")
+    with cluster.http:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def client_of() -> Callable[..., Client]:
+    """Connects a client that lives longer than a test; whoever does so closes it."""
+    return lambda cluster, user, node: Client(cluster, user, node, None, None)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class PaperShard:
 def steps_of(shard, *, interrupted_after: int | None = None, pause_s: float = 0.0, **options):
     async def go():
         interrupted, told = asyncio.Event(), []
-        async for event in roll(shard, "good-2", pause_s, interrupted, **options):
+        async for event in roll(shard, dict.fromkeys(shard.nodes, "good-2"), pause_s, interrupted, **options):
             told.append((event["event"], event.get("node")))
             if len(told) == interrupted_after:
                 interrupted.set()
@@ -105,6 +105,15 @@ def test_regions_roll_in_parallel_and_back(shared):
     assert builds(shared, "us-east") == builds(shared, "singapore") == [("good-1", "ready")] * 3
 
 
+def test_one_node_alone_gets_a_build_and_goes_back(shared):
+    told = shared.order("deploy", build="good-2", regions=[], nodes=["us-east-2"], pause_s=0)
+    assert [event["node"] for event in told if event["event"] == "drain"] == ["us-east-2"]
+    assert [build for build, _ in builds(shared, "us-east")] == ["good-1", "good-2", "good-1"]
+    told = shared.order("rollback", regions=[], pause_s=0)
+    assert [event["node"] for event in told if event["event"] == "drain"] == ["us-east-2"]
+    assert builds(shared, "us-east") == [("good-1", "ready")] * 3
+
+
 def test_a_drained_node_closes_its_sockets_with_1001_and_comes_back_with_the_store(shared, connected, name):
     user = name("alice")
     channel = shared.make_channel(user)
@@ -152,6 +161,7 @@ def test_a_rollback_stops_a_deploy_that_is_under_way(shared):
             "unknown build 'nonsense'; there are good-1, good-2, local-fanout",
         ),
         (("deploy", "--build", "good-2", "--region", "mars"), "no region mars; there are us-east, singapore"),
+        (("deploy", "--build", "good-2", "--node", "us-east-9"), "no node us-east-9; there are us-east-1,"),
         (("rollback",), "nothing was deployed"),
         (("fault", "wan", "--from", "mars", "--to", "us-east", "--cut"), "no link mars->us-east"),
         (("fault", "wan", "--from", "us-east", "--to", "singapore"), "--stall, --cut or --heal"),

@@ -3,8 +3,7 @@
 import asyncio
 import json
 
-from cluster.builds import Live
-from cluster.hub import OUTBOUND_EVENTS_MAX, Hub
+from cluster.hub import OUTBOUND_EVENTS_MAX, Hub, Live
 
 CID = "messaging:room"
 
