@@ -13,7 +13,7 @@ demo: .venv/ready ## rehearse 9 December 2020 on a cluster of six nodes
 	@$(BIN)/canary rehearse 2020-12-09
 
 test: .venv/ready ## the tests a newcomer runs: no root, loopback only
-	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not e2e and not sdk and not bench and not slow"
+	@$(BIN)/pytest -q -n 2 --dist loadscope -m "not e2e and not sdk and not bench and not slow"
 
 slow: .venv/ready ## every fault of the catalogue, played on real nodes
 	@$(BIN)/pytest -q -m slow
