@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
@@ -80,6 +81,11 @@ def main() -> None:
 @click.option("--wan-delay-ms", default=90.0, show_default=True, help="One way, between regions.")
 @click.option("--wan-jitter-ms", default=5.0, show_default=True, help="Around that delay.")
 @click.option("--otlp", help="Export the nodes' spans to this collector, such as http://127.0.0.1:4318.")
+@click.option(
+    "--until-eof",
+    is_flag=True,
+    help="End with standard input too: when the program that started this is gone.",
+)
 @json_option
 def up(
     regions: str,
@@ -91,6 +97,7 @@ def up(
     wan_delay_ms: float,
     wan_jitter_ms: float,
     otlp: str | None,
+    until_eof: bool,
     as_json: bool,
 ) -> None:
     """Start a cluster and keep it running until Ctrl-C, SIGTERM or `down`.
@@ -110,16 +117,19 @@ def up(
         fail(MISTAKE, str(error))
     settings = StackSettings(layout, build, state, log, wan_delay_ms / 1000, wan_jitter_ms / 1000, otlp)
     try:
-        asyncio.run(run_stack(Stack(settings), tell_json if as_json else tell))
+        asyncio.run(run_stack(Stack(settings), tell_json if as_json else tell, until_eof))
     except (StackError, StateError) as error:
         fail(MISTAKE, str(error))
 
 
-async def run_stack(stack: Stack, say: Callable[[Event], None]) -> None:
+async def run_stack(stack: Stack, say: Callable[[Event], None], until_eof: bool) -> None:
     """A cluster from start to stop. Raises StackError or StateError when it cannot be started."""
     asked_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(signum, asked_to_stop.set)
+        loop.add_signal_handler(signum, asked_to_stop.set)
+    if until_eof:
+        _stop_at_eof(loop, asked_to_stop)
     commands = Commands(stack, asked_to_stop)
     started = time.monotonic()
     owned = StateDirectory.claim(stack.settings.state)
@@ -144,6 +154,17 @@ async def run_stack(stack: Stack, say: Callable[[Event], None]) -> None:
         await stack.stop()
         owned.remove()
     say({"event": "stopped"})
+
+
+def _stop_at_eof(loop: asyncio.AbstractEventLoop, asked_to_stop: asyncio.Event) -> None:
+    """What is read is thrown away; the end of it is what counts."""
+
+    def read() -> None:
+        if not os.read(sys.stdin.fileno(), 4096):
+            loop.remove_reader(sys.stdin.fileno())
+            asked_to_stop.set()
+
+    loop.add_reader(sys.stdin.fileno(), read)
 
 
 async def tell_deaths(stack: Stack, say: Callable[[Event], None]) -> None:

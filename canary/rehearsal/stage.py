@@ -87,11 +87,12 @@ async def cluster_running(shape: ClusterShape, work: Path, options: tuple[str, .
     """A cluster of this shape from ready to gone. `work` gets its state and its delivery logs. Raises StageError."""
     state, log = work / "cluster", work / "deliveries"
     words = ["up", "--regions", ",".join(shape.regions), "--nodes", str(shape.nodes), "--build", shape.build]
-    command = _command(*words, "--state", str(state), "--log", str(log), *options, "--json")
+    # Our end of its standard input closes when we do, however that happens.
+    command = _command(*words, "--state", str(state), "--log", str(log), *options, "--until-eof", "--json")
     errors = (work / "cluster-errors.txt").open("w+b")
     with errors:
         process = await trio.lowlevel.open_process(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
         )
         try:
             ready = await _wait_ready(process, work / "cluster-errors.txt")

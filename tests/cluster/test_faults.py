@@ -10,6 +10,8 @@ from websockets.exceptions import ConnectionClosed
 
 from cluster import control
 
+pytestmark = pytest.mark.slow
+
 ELECTED_WITHIN_S = 30.0
 """An election takes nats-server 4 to 9 s; an unlucky one is held twice."""
 

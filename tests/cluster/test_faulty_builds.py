@@ -12,6 +12,8 @@ import pytest
 from cluster.builds import BUILDS, UnknownBuild, build_named, chance
 from cluster.hub import Socket, frame
 
+pytestmark = pytest.mark.slow
+
 FAULTY = 3
 """The node whose build is broken; node 1 is good."""
 SILENCE_S = 0.4

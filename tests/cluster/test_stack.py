@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def test_a_signal_ends_a_cluster_and_leaves_nothing(start, tmp_path, leaves_noth
     up.wait_ready()
     assert len(up.processes()) == 4, "up, the spawner, one nats-server, one node"
     up.process.send_signal(signum)
+    assert up.ended() == 0
+    leaves_nothing(up, 45)
+
+
+def test_a_cluster_goes_with_the_program_that_started_it_if_asked_to(start, tmp_path, leaves_nothing):
+    up = start(tmp_path / "state", "--net", 45, *SMALL, "--until-eof", stdin=subprocess.PIPE)
+    up.wait_ready()
+    up.process.stdin.close()
     assert up.ended() == 0
     leaves_nothing(up, 45)
 
