@@ -201,7 +201,7 @@ def test_a_configuration_that_is_not_there_is_one_line(tmp_path):
         (["check", "mars"], "there is no region `mars`; there are us-east"),
         (["check", "--shard", "mars"], "there is no shard `mars`; there are us-east"),
         (["run", "--for", "5 minutes"], '"5 minutes" is not a duration; write it like "500ms", "5s", "10m"'),
-        (["rehearse", "2020-12-10"], "no scenario `2020-12-10`; there are 2020-12-09, 2020-12-09-good-build"),
+        (["rehearse", "2020-12-10"], "no scenario `2020-12-10`; there are 2020-12-09, 2020-12-09-gated"),
         (["rehearse", "2020-12-09", "--pace", "0"], "0.0 is not in the range x>=0.1"),
         (["rehearse", "2020-12-09", "--keep", "."], ". is there already; give a new directory"),
     ],
