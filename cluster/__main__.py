@@ -1,4 +1,4 @@
-"""The command line of the proving ground. Exit codes: 0 done, 1 failed, 2 a mistake of the caller's."""
+"""The command line of the proving ground. Exit codes: 0 done, 1 failed, 2 a mistake of the caller's, 3 held by a gate."""
 
 import asyncio
 import json
@@ -22,6 +22,7 @@ from cluster.state import StateDirectory, StateError, clean_up, is_live
 
 FAILED = 1
 MISTAKE = 2
+HELD = 3
 # A drain takes up to eight seconds when every client has stopped reading.
 DOWN_TIMEOUT_S = 20.0
 
@@ -209,19 +210,33 @@ def down(state: Path, as_json: bool) -> None:
 @region_option
 @click.option("--node", "nodes", multiple=True, help="Only this node; may be repeated.")
 @click.option("--pause", type=Duration(), default="5s", show_default=True, help="Between two nodes.")
+@click.option(
+    "--gate", help="Ask this command after each node: exit 0 goes on, 1 rolls back, any other holds."
+)
 @state_option
 @json_option
 def deploy(
-    build: str, regions: tuple[str, ...], nodes: tuple[str, ...], pause: float, state: Path, as_json: bool
+    build: str,
+    regions: tuple[str, ...],
+    nodes: tuple[str, ...],
+    pause: float,
+    gate: str | None,
+    state: Path,
+    as_json: bool,
 ) -> None:
     """Roll a build out: in each region one node after the other is drained, restarted and checked.
 
-    Regions roll in parallel. The deploy stops at the first node that does not become healthy, and goes on when this
-    command is interrupted; `rollback` stops it and goes back.
+    Regions roll in parallel; with --gate one after the other, so that one node at most runs what no gate has seen. The
+    gate is a shell command; it finds CLUSTER_NODE, CLUSTER_BUILD and CLUSTER_BEFORE in its environment. The deploy stops
+    at the first node that does not become healthy, and goes on when this command is interrupted; `rollback` stops it and
+    goes back.
+
+    Exit 0 deployed, 1 failed, or refused by the gate and rolled back, 2 a mistake, 3 held by the gate as it stands.
 
     \b
       python -m cluster deploy --build local-fanout --region us-east --pause 2s
       python -m cluster deploy --build drop-5 --node us-east-2
+      python -m cluster deploy --build good-2 --gate 'canary gate --candidate $CLUSTER_BUILD'
     """
     request = {
         "do": "deploy",
@@ -230,6 +245,8 @@ def deploy(
         "nodes": list(nodes),
         "pause_s": pause,
     }
+    if gate is not None:
+        request |= {"gate": gate, "cwd": os.getcwd(), "path": os.environ.get("PATH", os.defpath)}
     relay(state, request, as_json)
 
 
@@ -336,7 +353,8 @@ def relay(state: Path, request: Event, as_json: bool) -> None:
     if last.get("mistake"):
         fail(MISTAKE, last["reason"])
     if not last.get("ok"):
-        fail(FAILED, last.get("reason", "the cluster stopped before it was done"))
+        code = HELD if last.get("held") else FAILED
+        fail(code, last.get("reason", "the cluster stopped before it was done"))
 
 
 def tell_json(event: Event) -> None:
@@ -358,6 +376,11 @@ def tell(event: Event) -> None:
             took = f" after {event['took_s']:.2f} s" if "took_s" in event else ""
             reason = f": {event['reason']}" if "reason" in event else ""
             lines = [f"{event['node']:<16} {event['event']:<8} {event['build']}{took}{reason}"]
+        case "gated":
+            lines = [f"{event['node']:<16} gate {event['code']}   {event['said']} ({event['took_s']:.1f} s)"]
+        case "refused" | "held":
+            does = "rolling back" if event["event"] == "refused" else "holding as it is"
+            lines = [f"{event['region']:<16} {event['event']:<8} {event['build']}: {does}"]
         case "deployed" | "interrupted":
             lines = [f"{event['region']:<16} {event['event']:<8} {event['build']}"]
         case other:

@@ -5,14 +5,15 @@ Requests and answers are the JSON of `control.py`. Every answer ends with an eve
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.builds import UnknownBuild, build_named
-from cluster.deploy import roll
+from cluster.deploy import Answer, Gate, roll
 from cluster.faults import Fault, FaultFailed, Faults, NoSuchFault, fault_on
-from cluster.stack import Region, Stack
+from cluster.gate import Command
+from cluster.stack import Region, Stack, last_line
 
 Event = dict[str, Any]
 
@@ -27,6 +28,8 @@ class Roll:
 
     task: asyncio.Task[None]
     interrupted: asyncio.Event
+    goes_back: bool = False
+    """The gate refused the build, and its nodes go back by themselves."""
 
 
 @dataclass(slots=True)
@@ -117,7 +120,13 @@ class Commands:
         for region, meant in builds.items():
             deployed = self.stack.regions[region].deployed
             deployed.append({**deployed[-1], **meant})
-        async for event in self._roll_all(builds, request["pause_s"]):
+        gate = request.get("gate")
+        if gate is None:
+            steps = self._roll_all(builds, request["pause_s"])
+        else:
+            asked = self._gate(Command(gate, request["cwd"], request["path"]))
+            steps = self._roll_gated(builds, request["pause_s"], asked)
+        async for event in steps:
             yield event
 
     async def _rollback(self, request: Event) -> AsyncIterator[Event]:
@@ -125,6 +134,9 @@ class Commands:
         regions = [region for region in self._regions(request) if len(region.deployed) > 1]
         if not regions:
             raise Mistake("nothing was deployed, so there is nothing to roll back")
+        for region in regions:
+            if (running := self._rolls.get(region.region)) and running.goes_back:
+                raise Mistake(f"{region.region} is being rolled back already")
         for region in regions:
             await self._interrupt(region.region)
             region.deployed.pop()
@@ -163,37 +175,113 @@ class Commands:
         self, builds: dict[str, dict[str, str]], pause_s: float, *, only_others: bool = False
     ) -> AsyncIterator[Event]:
         """Rolls several regions in parallel. A deploy goes on when whoever asked for it stops listening."""
-        told: asyncio.Queue[Event | None] = asyncio.Queue()
+        told = _Told()
 
         async def run(region: str, interrupted: asyncio.Event) -> None:
-            steps = roll(
-                self.stack.regions[region], builds[region], pause_s, interrupted, only_others=only_others
-            )
             try:
-                async for event in steps:
-                    told.put_nowait(event)
+                await told.all_of(
+                    roll(
+                        self.stack.regions[region],
+                        builds[region],
+                        pause_s,
+                        interrupted,
+                        only_others=only_others,
+                    )
+                )
             finally:
                 del self._rolls[region]
-                told.put_nowait(None)
 
         for region in builds:
             interrupted = asyncio.Event()
-            self._rolls[region] = Roll(asyncio.create_task(run(region, interrupted)), interrupted)
-        rolling = len(builds)
-        ends = []
-        while rolling:
-            event = await told.get()
+            task = asyncio.create_task(told.until_ended(run(region, interrupted)))
+            self._rolls[region] = Roll(task, interrupted)
+        async for event in told.listen(len(builds)):
+            yield event
+        yield _done(told.ends)
+
+    async def _roll_gated(
+        self, builds: dict[str, dict[str, str]], pause_s: float, gate: Gate
+    ) -> AsyncIterator[Event]:
+        """Rolls one region after the other, so that one node at most runs what no gate has seen; back again, by itself,
+        when the gate refuses it."""
+        told, interrupted = _Told(), asyncio.Event()
+
+        async def run() -> None:
+            try:
+                for region, meant in builds.items():
+                    shard = self.stack.regions[region]
+                    await told.all_of(roll(shard, meant, pause_s, interrupted, gate=gate))
+                    if told.ends[-1] != "deployed":
+                        break
+                if told.ends[-1] == "refused":
+                    await self._go_back(list(builds), told)
+            finally:
+                for region in builds:
+                    del self._rolls[region]
+
+        task = asyncio.create_task(told.until_ended(run()))
+        for region in builds:
+            self._rolls[region] = Roll(task, interrupted)
+        async for event in told.listen(1):
+            yield event
+        yield _done(told.ends)
+
+    async def _go_back(self, regions: list[str], told: "_Told") -> None:
+        for name in regions:
+            self._rolls[name].goes_back = True
+        for name in regions:
+            region = self.stack.regions[name]
+            region.deployed.pop()
+            before = region.deployed[-1]
+            if any(region.build_of(node) != before[node] for node in region.nodes):
+                await told.all_of(roll(region, before, 0.0, asyncio.Event(), only_others=True))
+
+    def _gate(self, command: Command) -> Gate:
+        async def ask(node: str, build: str, before: str, interrupted: asyncio.Event) -> Answer:
+            assert self.stack.state is not None
+            output = self.stack.state.stderr(f"gate-{node}")
+            facts = {"CLUSTER_NODE": node, "CLUSTER_BUILD": build, "CLUSTER_BEFORE": before}
+            code = await command.ask(output, facts, interrupted)
+            return Answer(code, last_line(output))
+
+        return ask
+
+
+class _Told:
+    """What rolls tell, for whoever listens; nobody need."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+        """What happened, in order."""
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def all_of(self, steps: AsyncIterator[Event]) -> None:
+        async for event in steps:
+            self.ends.append(event["event"])
+            self._events.put_nowait(event)
+
+    async def until_ended(self, rolling: Coroutine[Any, Any, None]) -> None:
+        try:
+            await rolling
+        finally:
+            self._events.put_nowait(None)
+
+    async def listen(self, tellers: int) -> AsyncIterator[Event]:
+        """Every event, until so many rolls have ended."""
+        while tellers:
+            event = await self._events.get()
             if event is None:
-                rolling -= 1
+                tellers -= 1
             else:
-                ends.append(event["event"])
                 yield event
-        unfinished = {"failed", "interrupted"} & set(ends)
-        yield {
-            "event": "done",
-            "ok": not unfinished,
-            **({"reason": ", ".join(unfinished)} if unfinished else {}),
-        }
+
+
+def _done(ends: list[str]) -> Event:
+    """How it went; the gravest first. A build that was refused has been rolled back, unless a node failed meanwhile."""
+    unfinished = [end for end in ("failed", "refused", "held", "interrupted") if end in ends]
+    if not unfinished:
+        return {"event": "done", "ok": True}
+    return {"event": "done", "ok": False, "reason": ", ".join(unfinished), "held": unfinished == ["held"]}
 
 
 def _told(fault: Fault, state: str) -> Event:

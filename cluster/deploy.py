@@ -5,10 +5,26 @@ Knows the order of things only. What it acts upon is a `Shard`; every step is to
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Event = dict[str, Any]
+
+PROMOTE, ROLL_BACK = 0, 1
+"""Exit codes of a gate. Any other holds the deploy: who cannot judge has not agreed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the gate said after a node: its exit code, None when it was interrupted, and its words."""
+
+    code: int | None
+    said: str
+
+
+Gate = Callable[[str, str, str, asyncio.Event], Awaitable[Answer]]
+"""Asked after each node: the node, its build, the build before."""
 
 
 class NotHealthy(Exception):
@@ -40,12 +56,14 @@ async def roll(
     interrupted: asyncio.Event,
     *,
     only_others: bool = False,
+    gate: Gate | None = None,
 ) -> AsyncIterator[Event]:
-    """Brings one node after the other to its build: drain, restart, health gate, pause, next.
+    """Brings one node after the other to its build: drain, restart, health gate, `gate`, pause, next.
 
-    `builds` holds the build of each node to be rolled. Stops after the step under way once `interrupted` is set, and at the first node that does not become healthy. With
-    `only_others`, nodes that run their build already are left alone. Yields an event for each step; the last one is
-    `deployed`, `interrupted` or `failed`.
+    `builds` holds the build of each node to be rolled. Stops after the step under way once `interrupted` is set, at the
+    first node that does not become healthy, and where the gate does not promote. With `only_others`, nodes that run their
+    build already are left alone. Yields an event for each step; the last one is `deployed`, `interrupted`, `failed`,
+    `refused` or `held`.
     """
     nodes = [
         node
@@ -67,6 +85,17 @@ async def roll(
             yield _event("failed", shard, node=node, build=build, reason=str(error))
             return
         yield _event("healthy", shard, node=node, build=build, took_s=round(time.monotonic() - started, 3))
+        if gate is None:
+            continue
+        asked = time.monotonic()
+        answer = await gate(node, build, before, interrupted)
+        if answer.code is None:
+            break
+        told = {"node": node, "build": build, "said": answer.said}
+        yield _event("gated", shard, code=answer.code, **told, took_s=round(time.monotonic() - asked, 3))
+        if answer.code != PROMOTE:
+            yield _event("refused" if answer.code == ROLL_BACK else "held", shard, **told)
+            return
     if interrupted.is_set():
         yield _event("interrupted", shard, build=names)
     else:

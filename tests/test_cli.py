@@ -201,7 +201,7 @@ def test_a_configuration_that_is_not_there_is_one_line(tmp_path):
         (["check", "mars"], "there is no region `mars`; there are us-east"),
         (["check", "--shard", "mars"], "there is no shard `mars`; there are us-east"),
         (["run", "--for", "5 minutes"], '"5 minutes" is not a duration; write it like "500ms", "5s", "10m"'),
-        (["rehearse", "2020-12-10"], "no scenario `2020-12-10`; there are 2020-12-09, 2020-12-09-good-build"),
+        (["rehearse", "2020-12-10"], "no scenario `2020-12-10`; there are 2020-12-09, 2020-12-09-gated"),
         (["rehearse", "2020-12-09", "--pace", "0"], "0.0 is not in the range x>=0.1"),
         (["rehearse", "2020-12-09", "--keep", "."], ". is there already; give a new directory"),
     ],
@@ -520,3 +520,56 @@ def test_a_second_signal_ends_a_run_at_once(regions, tmp_path):
         time.sleep(0.2)
         assert running.end(signal.SIGINT, within_s=5) == 0
     assert [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+
+
+# --- the gate ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--exclude-loss", "0.2%"), "0.002 cannot be told from the tolerated loss of 0.001"),
+        (("--exclude-loss", "some"), '"some" is not a share; write it like "5%" or "0.05"'),
+        (("--exclude-loss", "100%"), "it must lie between 0 and 100%"),
+        (("--timeout", "soon"), '"soon" is not a duration'),
+        (("--shard", "mars"), "there is no shard `mars`"),
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused(regions, words, complaint):
+    done = on(regions(), "gate", "--candidate", "x", *words)
+    assert done.code == 2
+    assert complaint in flat(done.stderr)
+
+
+def test_a_gate_that_reaches_nothing_is_inconclusive_when_its_time_is_over(regions, tmp_path):
+    report = tmp_path / "gate.xml"
+    done = on(regions(), "gate", "--candidate", "x", "--timeout", "2s", "--json", "--junit", report)
+    assert done.code == 3
+    assert (done.json["answer"], done.json["reason"], done.json["exit"]) == (
+        "inconclusive",
+        "no-candidate",
+        3,
+    )
+    assert done.json["took_s"] == pytest.approx(2, abs=1)
+    assert 'error type="no-candidate"' in report.read_text()
+
+
+def test_a_gate_promotes_a_good_build_on_the_real_cluster(cluster, tmp_path):
+    """A fifth is soon excluded."""
+    report = tmp_path / "gate.xml"
+    words = ["gate", "--candidate", "good-1", "--exclude-loss", "20%", "--junit", report, "--json"]
+    done = at(cluster, cluster.config(), *words)
+    assert done.code == 0
+    assert (done.json["answer"], done.json["reason"]) == ("promote", "loss-excluded")
+    assert {(path["stratum"]["accepted"], path["stratum"]["same_node"]) for path in done.json["strata"]} == {
+        ("good-1", True),
+        ("good-1", False),
+    }
+    assert 'failures="0" errors="0" skipped="0"' in report.read_text()
+
+
+def test_an_answer_stands_though_its_report_cannot_be_written(regions):
+    done = on(regions(), "gate", "--candidate", "x", "--timeout", "1s", "--junit", "/nowhere/gate.xml")
+    assert done.code == 3
+    assert done.complaints == ["cannot write /nowhere/gate.xml: No such file or directory"]
+    assert done.stdout.splitlines()[-1].startswith("INCONCLUSIVE: no heartbeat passed a node that runs x")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from canary.config import Config, ConfigError, Detection, Entry, Heartbeats, Region, Secret, Shard, Traces
 from canary.events import Route
-from canary.plan import LIMITS, Plan, make_plan, spot_check
+from canary.plan import LANES, LIMITS, Plan, gate_fleet, make_plan, spot_check
 
 STREAM = LIMITS["stream"]
 
@@ -162,3 +162,18 @@ def test_a_spot_check_from_home_and_afar_sends_from_home():
         ("east", "east"),
         ("west", "west"),
     }
+
+
+def test_a_gates_fleet_has_users_and_channels_of_its_own_and_keeps_every_limit():
+    gate, watching = plan(gate_fleet(TWO)), plan(TWO)
+    assert not {canary.name for canary in gate.canaries} & {canary.name for canary in watching.canaries}
+    assert not {one.channel for one in gate.config.shards} & {one.channel for one in TWO.shards}
+    assert len({one.channel for one in gate.config.shards}) == LANES
+    assert len(gate.routes) == LANES * len(watching.routes)
+    assert {canary.url for canary in gate.canaries} == {canary.url for canary in watching.canaries}
+
+
+def test_a_gate_is_kept_to_the_shards_that_are_named():
+    assert {one.name.partition("-")[0] for one in gate_fleet(TWO, ("west",)).shards} == {"west"}
+    with pytest.raises(ConfigError, match="there is no shard `north`"):
+        gate_fleet(TWO, ("north",))

@@ -20,17 +20,19 @@ ARROWS = {
     "ledger": {"events", "config"},
     "detector": {"events", "config"},
     "incident": {"events", "config"},
+    "gate": {"events", "config"},
     "watch": {"events", "config", "ledger", "detector", "incident"},
     "drivers": {"events", "config", "wire"},
     "fleet": {"events", "plan", "watch", "drivers", "wire"},
-    "outputs": {"events"},
+    "outputs": {"events", "gate"},
     "agent": {"events", "plan", "watch", "drivers", "fleet", "outputs"},
     "rehearsal": {"events", "config", "plan", "agent"},
-    "cli": {"events", "config", "plan", "drivers", "incident", "agent", "outputs", "rehearsal"},
+    "cli": {"events", "config", "plan", "drivers", "incident", "gate", "agent", "outputs", "rehearsal"},
+    "__main__": {"cli"},
     "__init__": set(),
 }
-PURE = {"events", "config", "wire", "plan", "ledger", "detector", "incident", "watch"}
-WIRING = {"agent", "cli", "__init__"}
+PURE = {"events", "config", "wire", "plan", "ledger", "detector", "incident", "gate", "watch"}
+WIRING = {"agent", "cli", "__init__", "__main__"}
 WORLD = {"asyncio", "logging", "os", "socket", "subprocess", "sys", "threading", "time"}
 
 
@@ -96,6 +98,7 @@ def test_no_file_is_named_for_nothing():
 
 
 MIRRORS_ELSEWHERE = {
+    "canary/__main__.py": "tests/e2e/test_gate.py, where a rollout runs it",
     "canary/outputs/follower.py": "tests/outputs/test_traces.py, which needs an exporter to keep",
     "canary/fleet/client.py": "tests/fleet/test_run.py, for a client alone does nothing",
     "canary/fleet/auditor.py": "tests/fleet/test_run.py and tests/simulation, where heartbeats go missing",

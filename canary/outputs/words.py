@@ -155,7 +155,7 @@ def incident_text(incident: Incident) -> str:
         *(f"  {line}" for line in scope_lines(incident.scope)),
         f"  {rates_text(incident.scope)}",
         *(f"  before: {scope_text(scope)}" for scope in incident.earlier),
-        *(f"  trace {_trace_id(example)}  {example}" for example in incident.examples[:EXAMPLES_MAX]),
+        *(f"  trace {trace_id(example)}  {example}" for example in incident.examples[:EXAMPLES_MAX]),
     ]
     return "\n".join(lines)
 
@@ -179,7 +179,7 @@ def _when_text(incident: Incident) -> str:
     return f"since {began}, resolved after {incident.resolved_wall - incident.onset_wall:.0f} s"
 
 
-def _trace_id(heartbeat: HeartbeatId) -> str:
+def trace_id(heartbeat: HeartbeatId) -> str:
     """It follows from the id alone."""
     return Heartbeat(heartbeat, CanaryName(""), "", 0, 0.0, 0.0).trace_id
 

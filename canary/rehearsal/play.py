@@ -1,7 +1,9 @@
 """Plays a scenario: a cluster, an agent, the timeline, and at the end the score."""
 
+import shlex
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -14,7 +16,7 @@ from canary.plan import Plan, make_plan
 from canary.rehearsal.scenario import Scenario, Step
 from canary.rehearsal.score import Score, make_score
 from canary.rehearsal.stage import Stage, cluster_running
-from canary.rehearsal.truth import read_truth
+from canary.rehearsal.truth import Truth, read_truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +54,55 @@ async def rehearse(rehearsal: Rehearsal, wall_offset_s: float) -> Score:
             views=[*rehearsal.views(plan, wall_offset_s), _recorder(events)],
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_play, scenario.steps, stage, agent)
+            nursery.start_soon(_play, rehearsal, stage, agent)
             await run_agent(agent)
-        truth = read_truth(stage.log, plan.config.heartbeat.deadline_s)
+        truth = _of_fleet(read_truth(stage.log, plan.config.heartbeat.deadline_s), plan)
     shards = [shard.name for shard in plan.config.shards]
     return make_score(
         scenario, rehearsal.seed, events, truth, shards, len(plan.routes), began_wall, wall_offset_s
     )
 
 
-async def _play(steps: Sequence[Step], stage: Stage, agent: Agent) -> None:
-    for step in steps:
+async def _play(rehearsal: Rehearsal, stage: Stage, agent: Agent) -> None:
+    for step in rehearsal.scenario.steps:
         await trio.sleep(step.wait_s)
+        pause = ("--pause", f"{step.pause_s:g}s")
         match step.do:
+            case "deploy" if step.gate is not None:
+                await _deploy_gated(rehearsal, stage, step)
             case "deploy":
-                await stage.order("deploy", "--build", step.build, "--pause", f"{step.pause_s:g}s")
+                await stage.order("deploy", "--build", step.build, *pause)
             case "rollback":
-                await stage.order("rollback", "--pause", f"{step.pause_s:g}s")
+                await stage.order("rollback", *pause)
             case "end":
                 agent.stop.set()
     agent.stop.set()
+
+
+async def _deploy_gated(rehearsal: Rehearsal, stage: Stage, step: Step) -> None:
+    """Refused and held are answers; what they were worth is in the cluster's log."""
+    words = ("deploy", "--build", step.build, "--pause", f"{step.pause_s:g}s")
+    gate = _gate_command(rehearsal, stage, step)
+    for told in await stage.order(*words, "--gate", gate, codes=(0, 1, 3)):
+        if told.event == "gated":
+            rehearsal.say(f"gate after {told.node}: {told.said} ({told.took_s:.1f} s)")
+
+
+def _gate_command(rehearsal: Rehearsal, stage: Stage, step: Step) -> str:
+    """`canary gate` on a configuration of this cluster, as a shell command."""
+    assert step.gate is not None
+    config = (rehearsal.work / "gate.toml").absolute()
+    config.write_text(stage.config_text(stage.fit(rehearsal.config)))
+    words = [sys.executable, "-m", "canary", "gate", "--config", str(config), "--candidate", step.build]
+    return f"{shlex.join(words)} {step.gate}"
+
+
+def _of_fleet(truth: Truth, plan: Plan) -> Truth:
+    """What the cluster owed to the fleet that is scored: a gate has clients of its own."""
+    fleet = {canary.name for canary in plan.canaries}
+    return replace(
+        truth, deliveries=tuple(delivery for delivery in truth.deliveries if delivery.receiver in fleet)
+    )
 
 
 def _recorder(events: list[Event]) -> View:

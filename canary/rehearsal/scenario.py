@@ -26,8 +26,12 @@ class _StepText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: str = "0s"
     build: str = ""
     pause: str = "0s"
+    gate: str | None = None
+    """Options of `canary gate`, which is asked after each node."""
 
     def __post_init__(self) -> None:
+        if self.gate is not None and self.do != "deploy":
+            raise ValueError(f"`{self.do}` takes no `gate`")
         if (self.do == "deploy") is not bool(self.build):
             raise ValueError(f"`{self.do}` {'needs' if self.do == 'deploy' else 'takes no'} `build`")
 
@@ -60,6 +64,9 @@ class _ExpectText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scope_stage_1: ScopeTest | None = None
     scope_stage_2: ScopeTest | None = None
     scope_stage_3: ScopeTest | None = None
+    exposed_nodes: int | None = None
+    exposed_at_most: str | None = None
+    promoted_within: str | None = None
 
 
 class _ScenarioText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,11 +88,16 @@ class Step:
     wait_s: float
     build: str
     pause_s: float
+    gate: str | None
+    """Options of the `canary gate` that is asked after each node; None: no gate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    """What the score is held against; None: anything goes. `pages` counts incidents that opened, for each pages once."""
+    """What the score is held against; None: anything goes. `pages` counts incidents that opened, for each pages once.
+
+    By the cluster's own log: `exposed_nodes` is how many nodes ever ran the deployed build, `exposed_at_most_s` from the
+    first of them ready to the last of them leaving service, `promoted_within_s` from one ready to the next drained."""
 
     pages: int | None
     kind: str | None
@@ -96,6 +108,9 @@ class Expect:
     onset_within_s: float | None
     reach: Reach | None
     scopes: tuple[ScopeTest | None, ScopeTest | None, ScopeTest | None]
+    exposed_nodes: int | None
+    exposed_at_most_s: float | None
+    promoted_within_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +133,7 @@ def parse_scenario(name: str, text: str, pace: float = 1.0) -> Scenario:
 
 
 def _step(step: _StepText, pace: float) -> Step:
-    return Step(step.do, seconds(step.wait) / pace, step.build, seconds(step.pause) / pace)
+    return Step(step.do, seconds(step.wait) / pace, step.build, seconds(step.pause) / pace, step.gate)
 
 
 def _expect(expect: _ExpectText) -> Expect:
@@ -132,6 +147,9 @@ def _expect(expect: _ExpectText) -> Expect:
         onset_within_s=_maybe(expect.onset_within),
         reach=expect.reach,
         scopes=(expect.scope_stage_1, expect.scope_stage_2, expect.scope_stage_3),
+        exposed_nodes=expect.exposed_nodes,
+        exposed_at_most_s=_maybe(expect.exposed_at_most),
+        promoted_within_s=_maybe(expect.promoted_within),
     )
 
 

@@ -63,6 +63,12 @@ class Score(msgspec.Struct, frozen=True):
     """Of these, how many the fleet did not call undelivered or worse, or said nothing of."""
     invented: int
     """Deliveries that the cluster made and the fleet called failed."""
+    exposed: list[str]
+    """Nodes that ever ran the deployed build, in order."""
+    exposed_s: float | None
+    """From the first of them ready to the last of them leaving service."""
+    promoted_s: list[float]
+    """From one of them ready to the next node drained: what a gate took, and the pause."""
     interrupted: int
     """Deliveries of which the cluster itself cannot say: the socket ended meanwhile."""
     verdicts: dict[str, int]
@@ -93,6 +99,7 @@ def make_score(
     shard_scores = {shard: _region_score(shard, record, truth, scenario, began_wall) for shard in shards}
     missed, invented = _disagreements(record, truth)
     withheld = {shard: _first_withheld(truth, shard) for shard in shards}
+    exposed, exposed_s, promoted_s = _exposure(truth, _deployed_build(scenario))
     score = Score(
         scenario=scenario.name,
         seed=seed,
@@ -108,6 +115,9 @@ def make_score(
         withheld=sum(delivery.deed is Deed.WITHHELD for delivery in truth.deliveries),
         missed=missed,
         invented=invented,
+        exposed=exposed,
+        exposed_s=exposed_s,
+        promoted_s=promoted_s,
         interrupted=sum(delivery.deed is Deed.INTERRUPTED for delivery in truth.deliveries),
         verdicts=_count_verdicts(record),
         failures=[],
@@ -211,6 +221,23 @@ def _stages(nodes: Sequence[NodeEvent], shard: str, scenario: Scenario) -> dict[
     return stages
 
 
+def _exposure(truth: Truth, build: str) -> tuple[list[str], float | None, list[float]]:
+    """Which nodes ran the build, for how long in all, and how long each did before the next was drained for it."""
+    ready = [event for event in truth.nodes if event.what == "ready" and event.build == build]
+    if not ready:
+        return [], None, []
+    last = {event.node: event for event in truth.nodes if event.build == build}
+    left = [event.wall for event in last.values() if event.what in ("drain", "stop")]
+    if len(left) < len(last):  # one runs it still: until the record ends
+        left.append(max(delivery.accepted_wall for delivery in truth.deliveries))
+    drained = [event.wall for event in truth.nodes if event.what == "drain" and event.build != build]
+    waits = [min((wall for wall in drained if wall > event.wall), default=None) for event in ready]
+    promoted_s = [
+        round(wall - event.wall, 3) for event, wall in zip(ready, waits, strict=True) if wall is not None
+    ]
+    return [event.node for event in ready], round(max(left) - ready[0].wall, 3), promoted_s
+
+
 def _last_faulty(nodes: Sequence[NodeEvent], shard: str, scenario: Scenario) -> float | None:
     """When the last node of the deployed build left service."""
     build = _deployed_build(scenario)
@@ -308,12 +335,23 @@ def _failures(scenario: Scenario, score: Score) -> list[str]:
         failures.append(f"only {score.routes_covered} of {score.routes} routes were covered")
     if scenario.expect.pages is not None and score.pages != scenario.expect.pages:
         failures.append(f"{score.pages} incidents paged, not {scenario.expect.pages}")
+    failures += _exposure_failures(scenario, score)
     lost = score.verdicts.get(Verdict.LOST.value, 0)
     if lost and scenario.expect.kind != Verdict.LOST.value:
         failures.append(f"{lost} heartbeats called lost; this scenario loses none")
     for shard, region in score.regions.items():
         failures += [f"{shard}: {text}" for text in _region_failures(scenario, region)]
     return failures
+
+
+def _exposure_failures(scenario: Scenario, score: Score) -> list[str]:
+    expect = scenario.expect
+    checks = [
+        _differs("number of nodes exposed", expect.exposed_nodes, len(score.exposed)),
+        _exceeds("exposure", expect.exposed_at_most_s, score.exposed_s),
+        *(_exceeds("promotion", expect.promoted_within_s, took_s) for took_s in score.promoted_s),
+    ]
+    return [text for failed, text in checks if failed]
 
 
 def _region_failures(scenario: Scenario, region: RegionScore) -> list[str]:

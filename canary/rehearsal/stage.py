@@ -42,6 +42,15 @@ class _Ready(msgspec.Struct):
     secret_file: str
 
 
+class Told(msgspec.Struct):
+    """One step of a deploy; which fields it has depends on `event`."""
+
+    event: str
+    node: str = ""
+    said: str = ""
+    took_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A running cluster: what a fleet needs to reach it, and what a scenario does to it."""
@@ -68,18 +77,36 @@ class Stage:
         regions = tuple(region for region in config.regions if region.name in self.ready.regions)
         return replace(config, shards=shards, regions=regions)
 
-    async def order(self, *words: str) -> None:
-        """One command to the cluster, to its end. Raises StageError with what it said."""
+    def config_text(self, config: Config) -> str:
+        """`config`, fitted to this cluster, as a regions.toml that another process can read."""
+        heartbeat, lines = config.heartbeat, [f'fleet = "{config.fleet}"', "[heartbeat]"]
+        for name in ("period", "deadline", "pause_allowance", "audit_window"):
+            lines.append(f'{name} = "{getattr(heartbeat, f"{name}_s"):g}s"')
+        lines += ["[detection]", f"tolerated_loss = {config.detection.tolerated_loss!r}"]
+        shards = {shard.name for shard in config.shards}
+        for region in config.regions:
+            watches = [name for name in region.watches if name in shards]
+            lines += [f"[regions.{region.name}]", f"watches = {watches!r}"]
+        for shard in config.shards:
+            lines += [f"[shards.{shard.name}]", f'api_key = "{shard.api_key}"']
+            lines += [f'secret_file = "{Path(self.ready.secret_file).absolute()}"']
+            lines += [f"[shards.{shard.name}.nodes]", *map(_node_line, shard.entries)]
+        return "\n".join(lines) + "\n"
+
+    async def order(self, *words: str, codes: tuple[int, ...] = (0,)) -> list[Told]:
+        """One command to the cluster, to its end; what it told. Raises StageError with that, unless it ended with one of
+        `codes`."""
         done = await trio.run_process(
             _command(*words, "--state", str(self.state), "--json"),
             capture_stdout=True,
             capture_stderr=True,
             check=False,
         )
-        if done.returncode:
+        if done.returncode not in codes:
             raise StageError(
                 f"cluster {words[0]} failed: {_last_words(done.stderr) or _last_words(done.stdout)}"
             )
+        return [msgspec.json.decode(line, type=Told) for line in done.stdout.splitlines()]
 
 
 @asynccontextmanager
@@ -124,6 +151,11 @@ async def _take_down(process: trio.Process) -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def _node_line(entry: Entry) -> str:
+    seen = ", ".join(f'{region} = "{url}"' for region, url in entry.seen_from.items())
+    return f'{entry.name} = {{ url = "{entry.url}", from = {{ {seen} }} }}'
 
 
 def _command(*words: str) -> list[str]:

@@ -1,12 +1,13 @@
 """Rolling deploys: the order of steps on a shard in memory, and the real thing on a running cluster."""
 
 import asyncio
+import json
 import subprocess
 import sys
 
 import pytest
 
-from cluster.deploy import NotHealthy, roll
+from cluster.deploy import Answer, NotHealthy, roll
 
 
 class PaperShard:
@@ -82,6 +83,38 @@ def test_a_rollback_leaves_nodes_alone_that_run_the_build_already():
     assert [node for step, node in steps if step == "drain"] == ["us-east-1", "us-east-3"]
 
 
+def gate_of(answers: dict[str, int | None], asked: list[tuple[str, str, str]]):
+    async def gate(node, build, before, interrupted):
+        asked.append((node, build, before))
+        return Answer(answers.get(node, 0), "words")
+
+    return gate
+
+
+def test_the_gate_is_asked_after_each_healthy_node_and_before_the_next():
+    asked: list[tuple[str, str, str]] = []
+    steps = steps_of(PaperShard(), gate=gate_of({}, asked))
+    assert [step for step, _ in steps] == ["drain", "restart", "healthy", "gated"] * 3 + ["deployed"]
+    assert asked == [(f"us-east-{number}", "good-2", "good-1") for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("code", "end"), [(1, "refused"), (3, "held"), (2, "held"), (127, "held"), (-9, "held")]
+)
+def test_a_gate_that_does_not_promote_stops_the_deploy_at_its_node(code, end):
+    shard, asked = PaperShard(), []
+    steps = steps_of(shard, gate=gate_of({"us-east-2": code}, asked))
+    assert steps[-2:] == [("gated", "us-east-2"), (end, "us-east-2")]
+    assert list(shard.builds.values()) == ["good-2", "good-2", "good-1"]
+
+
+def test_an_interrupted_gate_is_no_answer():
+    shard = PaperShard()
+    steps = steps_of(shard, gate=gate_of({"us-east-1": None}, []), interrupted_after=3)
+    assert steps[-1] == ("interrupted", None)
+    assert ("gated", "us-east-1") not in steps
+
+
 # On a real cluster ---------------------------------------------------------------------------------------------
 
 
@@ -150,6 +183,68 @@ def test_a_rollback_stops_a_deploy_that_is_under_way(shared):
         assert "interrupted" in deploy.stdout.read()
     assert deploy.returncode == 1
     assert [event["node"] for event in told if event["event"] == "drain"] == ["singapore-1"]
+    assert builds(shared, "singapore") == [("good-1", "ready")] * 3
+
+
+def gated(shared, gate: str):
+    """A gated deploy of good-2: its exit code, and what it told."""
+    done = shared.run("deploy", "--build", "good-2", "--pause", "0", "--json", "--gate", gate)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def drained(told):
+    return [event["node"] for event in told if event["event"] == "drain"]
+
+
+def test_a_refused_build_is_rolled_back_by_itself_and_no_other_node_sees_it(shared):
+    code, told = gated(shared, "echo it loses messages; exit 1")
+    assert code == 1
+    assert drained(told) == ["us-east-1", "us-east-1"]
+    (answer,) = [event for event in told if event["event"] == "gated"]
+    assert (answer["node"], answer["build"], answer["code"]) == ("us-east-1", "good-2", 1)
+    assert answer["said"] == "it loses messages"
+    assert told[-1]["reason"] == "refused"
+    for region in ("us-east", "singapore"):
+        assert builds(shared, region) == [("good-1", "ready")] * 3
+    again = shared.run("rollback")
+    assert "nothing was deployed" in again.stderr
+
+
+def test_a_build_refused_in_the_second_region_is_taken_back_from_the_first(shared):
+    code, told = gated(shared, 'test "$CLUSTER_NODE" != singapore-1')
+    assert code == 1
+    nodes = [f"us-east-{number}" for number in (1, 2, 3)]
+    assert drained(told) == [*nodes, "singapore-1", *nodes, "singapore-1"]
+    for region in ("us-east", "singapore"):
+        assert builds(shared, region) == [("good-1", "ready")] * 3
+
+
+def test_a_gate_that_cannot_judge_holds_the_deploy_until_somebody_decides(shared):
+    code, told = gated(
+        shared, 'test "$CLUSTER_NODE $CLUSTER_BUILD $CLUSTER_BEFORE" = "us-east-1 good-2 good-1" || exit 3'
+    )
+    try:
+        assert code == 3
+        assert drained(told) == ["us-east-1", "us-east-2"]
+        assert told[-2]["event"] == "held"
+        assert told[-1] == {"event": "done", "ok": False, "reason": "held", "held": True}
+        assert [build for build, _ in builds(shared, "us-east")] == ["good-2", "good-2", "good-1"]
+    finally:
+        shared.events("rollback", "--pause", "0")
+    assert builds(shared, "us-east") == [("good-1", "ready")] * 3
+
+
+def test_a_rollback_interrupts_the_gate_of_a_deploy(shared):
+    command = [sys.executable, "-m", "cluster", "deploy", "--state", str(shared.up.state), "--json"]
+    words = ["--build", "good-2", "--region", "singapore", "--gate", "sleep 60"]
+    with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, text=True) as deploy:
+        assert deploy.stdout is not None
+        while "healthy" not in deploy.stdout.readline():
+            pass
+        told = shared.events("rollback", "--region", "singapore", "--pause", "0")
+        assert "interrupted" in deploy.stdout.read()
+    assert deploy.returncode == 1
+    assert drained(told) == ["singapore-1"]
     assert builds(shared, "singapore") == [("good-1", "ready")] * 3
 
 

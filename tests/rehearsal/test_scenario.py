@@ -44,6 +44,15 @@ def test_the_ninth_of_december_says_what_the_fleet_must_say():
     assert expect.scopes[1] == ScopeTest(exactly="sender.build=local-fanout, same_node=no")
 
 
+def test_a_gated_deploy_says_what_the_gate_is_asked_and_how_long_exposure_may_last():
+    path = next(path for path in SCENARIOS if path.stem == "2020-12-09-gated")
+    scenario = parse_scenario(path.stem, path.read_text())
+    assert scenario.steps[0].gate == "--exclude-loss 5% --timeout 2m"
+    assert scenario.steps[1].gate is None
+    assert (scenario.expect.exposed_nodes, scenario.expect.exposed_at_most_s) == (1, 15.0)
+    assert scenario.expect.promoted_within_s is None
+
+
 def test_what_is_not_expected_may_be_anything():
     expect = parse_scenario("x", TEXT).expect
     assert (expect.pages, expect.stored, expect.reach) == (None, None, None)
@@ -63,6 +72,7 @@ def test_pace_divides_waits_and_pauses_and_leaves_what_is_expected():
         ('do = "deploy"', 'do = "explode"', "Invalid enum value 'explode' - at `$.step[0].do`"),
         ('do = "deploy"', 'do = "deploy"\nwhen = "now"', "contains unknown field `when`"),
         ('build = "bad"', "", "`deploy` needs `build`"),
+        ('do = "end"', 'do = "end"\ngate = ""', "`end` takes no `gate`"),
         ('do = "end"', 'do = "end"\nbuild = "bad"', "`end` takes no `build`"),
         ('do = "end"', 'do = "end"\n[[step]]\ndo = "rollback"', "nothing can follow the step `end`"),
         ('wait = "6s"', 'wait = "soon"', '"soon" is not a duration'),

@@ -1,6 +1,6 @@
 """The score: a fleet that says what the cluster did passes, and each way of being wrong is named."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -61,6 +61,15 @@ do = "rollback"
 [expect]{expect}"""
 
 
+LIFE = (
+    *((1, 1, "good-1", "ready"), (1, 2, "good-1", "ready")),
+    *((9, 1, "good-1", "drain"), (10, 1, "bad", "ready"), (19, 2, "good-1", "drain")),
+    *((20, 2, "bad", "ready"), (30, 1, "bad", "drain"), (30.5, 1, "good-1", "ready")),
+    *((33, 2, "bad", "drain"), (33.5, 2, "good-1", "ready"), (60, 1, "good-1", "stop")),
+)
+"""Time, node, build, and what it did."""
+
+
 @dataclass
 class Rehearsal:
     """Two nodes, one sender on `east-1`: bad from 10 on the first node, from 20 on both, rolled back at 30 and 33."""
@@ -69,6 +78,7 @@ class Rehearsal:
     events: list[Event] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     routes: int = 2
+    life: Sequence[tuple[float, int, str, str]] = LIFE
 
     def beat(
         self,
@@ -115,11 +125,7 @@ class Rehearsal:
         return make_score(scenario, 7, self.events, truth, ["east"], self.routes, OFFSET_S, OFFSET_S)
 
     def nodes(self) -> Iterable[NodeEvent]:
-        life = [(1, 1, "good-1", "ready"), (1, 2, "good-1", "ready")]
-        life += [(9, 1, "good-1", "drain"), (10, 1, "bad", "ready"), (19, 2, "good-1", "drain")]
-        life += [(20, 2, "bad", "ready"), (30, 1, "bad", "drain"), (30.5, 1, "good-1", "ready")]
-        life += [(33, 2, "bad", "drain"), (33.5, 2, "good-1", "ready"), (60, 1, "good-1", "stop")]
-        return [NodeEvent(at + OFFSET_S, f"east-{node}", build, what) for at, node, build, what in life]
+        return [NodeEvent(at + OFFSET_S, f"east-{node}", build, what) for at, node, build, what in self.life]
 
 
 def ninth_of_december() -> Rehearsal:
@@ -312,3 +318,33 @@ def test_a_heartbeat_called_lost_is_named_unless_the_scenario_loses_some():
     assert failures(rehearsal) == ["1 heartbeats called lost; this scenario loses none"]
     rehearsal.expect = '\nkind = "lost"\n'
     assert failures(rehearsal) == ["east: kind is undelivered, not lost"]
+
+
+def test_exposure_counts_from_the_first_node_ready_to_the_last_one_drained():
+    """Ready at 10 and 20, drained at 30 and 33; the second node was drained for the build at 19."""
+    score = ninth_of_december().score()
+    assert (score.exposed, score.exposed_s) == (["east-1", "east-2"], 23.0)
+    assert score.promoted_s == [9.0]
+
+
+def test_a_node_that_keeps_the_build_is_exposed_to_the_end():
+    rehearsal = Rehearsal(expect="")
+    rehearsal.beat(50)
+    left = [(1, 1, "good-1", "ready"), (9, 1, "good-1", "drain"), (10, 1, "bad", "ready")]
+    rehearsal.life = left
+    score = rehearsal.score()
+    assert (score.exposed, score.exposed_s, score.promoted_s) == (["east-1"], 40.0, [])
+
+
+@pytest.mark.parametrize(
+    ("expect", "failure"),
+    [
+        ("exposed_nodes = 1", "number of nodes exposed is 2, not 1"),
+        ('exposed_at_most = "15s"', "exposure 23.00 s, at most 15 s expected"),
+        ('promoted_within = "8s"', "promotion 9.00 s, at most 8 s expected"),
+    ],
+)
+def test_a_gate_that_is_slow_or_lets_another_node_see_the_build_is_named(expect: str, failure: str):
+    rehearsal = ninth_of_december()
+    rehearsal.expect = f"\n{expect}\n"
+    assert rehearsal.score().failures == [failure]
