@@ -10,6 +10,7 @@ same losses again. No build writes the delivery log, which therefore stays true 
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
 
@@ -139,11 +140,11 @@ class Swapped(Build):
 # Live events on their way into a websocket ---------------------------------------------------------------------------
 
 
-class Withholds(Build):
+class Withholds(Build, ABC):
     """Messages that `withholds` names do not reach the websocket; the rest of the traffic does."""
 
-    def withholds(self, socket: Socket, frame: Frame, message: dict[str, Any]) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def withholds(self, socket: Socket, frame: Frame, message: dict[str, Any]) -> bool: ...
 
     def hand(self, socket: Socket, frame: Frame) -> None:
         if frame.message is None or not self.withholds(socket, frame, frame.message):

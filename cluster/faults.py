@@ -7,6 +7,7 @@ the deed: outside the two lines nothing of it is in force. What a deploy has res
 
 import asyncio
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import ClassVar
@@ -31,7 +32,7 @@ class FaultFailed(Exception):
     """The fault could not be begun or healed; the text says what happened."""
 
 
-class Fault:
+class Fault(ABC):
     """One fault on one target; the first line of its docstring is what `fault --help` says of it.
 
     Raises NoSuchFault when there is no such target.
@@ -51,13 +52,13 @@ class Fault:
         """Names of the nodes whose processes it hits, or of the link. Called once, before `begin`."""
         return [self.target]
 
+    @abstractmethod
     async def begin(self) -> None:
         """Does the deed. Raises FaultFailed."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def heal(self) -> None:
         """Undoes it, whatever became of the target meanwhile. Raises FaultFailed."""
-        raise NotImplementedError
 
 
 # Nodes ---------------------------------------------------------------------------------------------------------------
@@ -154,8 +155,9 @@ class StoreFault(Fault):
         self.hit = await self.choose()
         return [server.name for server in self.hit]
 
+    @abstractmethod
     async def choose(self) -> Sequence[NodeAddress]:
-        raise NotImplementedError
+        """The servers of this region to stop."""
 
     async def begin(self) -> None:
         await asyncio.gather(*(self.stack.kill_server(server) for server in self.hit))
