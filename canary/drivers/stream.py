@@ -258,7 +258,14 @@ class StreamDriver:
         )
         try:
             websocket = await stack.enter_async_context(opening)
-        except (OSError, trio.BrokenResourceError, InvalidHandshake, InvalidURI, ValueError) as error:
+        except (
+            OSError,
+            trio.BrokenResourceError,
+            ConnectionClosed,  # reset before our request was written
+            InvalidHandshake,
+            InvalidURI,
+            ValueError,
+        ) as error:
             raise _handshake_error(error, canary.url, self._shard) from error
         assert isinstance(websocket, DatedConnection)
         return websocket
@@ -642,7 +649,8 @@ def _handshake_error(error: Exception, url: str, shard: Shard) -> AttachError:
         )
     if isinstance(error, TimeoutError):
         return Unreachable(f"{url} takes connections, but did not answer the handshake within {HELLO_S:g} s")
-    if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
+    dropped = isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError)
+    if dropped or isinstance(error, ConnectionClosed):
         return Unreachable(f"{url} takes connections, but dropped ours before an answer")
     if isinstance(error, InvalidHandshake):
         return WrongProtocol(f"{url} does not speak Stream Chat's protocol: {error}")

@@ -241,6 +241,36 @@ async def test_a_connection_dropped_before_an_answer_is_unreachable(odd, odd_dri
     assert isinstance(await refusal(odd_driver, canary), Unreachable)
 
 
+class Reset(trio.abc.HalfCloseableStream):
+    """Connected, and reset by the peer before anything of ours was written."""
+
+    async def receive_some(self, max_bytes=None):
+        await trio.lowlevel.checkpoint()
+        raise trio.BrokenResourceError("reading failed: connection reset by peer")
+
+    async def send_all(self, data):
+        await trio.testing.wait_all_tasks_blocked()
+        raise trio.BrokenResourceError("writing failed: connection reset by peer")
+
+    async def wait_send_all_might_not_block(self):
+        await trio.lowlevel.checkpoint()
+
+    async def send_eof(self):
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self):
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_connection_reset_before_the_handshake_is_nobody_there(odd, odd_driver, canaries):
+    async def dial(host, port):
+        return Reset()
+
+    odd.dial = dial
+    for canary in canaries * 5:  # reader and writer race: either may be the first to learn of it
+        assert isinstance(await refusal(odd_driver, canary), Unreachable)
+
+
 async def test_a_websocket_without_hello_is_no_session(driver, network, canary, autojump_clock):
     network.nodes["us-east-1"].build = Build("helloless", helloless=True)
     error = await refusal(driver, canary)
