@@ -208,7 +208,7 @@ class StreamDriver:
                 at = trio.current_time()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise SendRefused(f"no connection to {canary.url}: {_said(error)}") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise SendUnanswered(f"the connection broke before an answer came: {_said(error)}") from error
         except trio.TooSlowError:
             raise SendUnanswered(f"no answer within {CALL_S:g} s") from None
@@ -334,7 +334,7 @@ class StreamDriver:
         try:
             with trio.fail_after(CALL_S):
                 response = await self._client(canary).send(request)
-        except (httpx.TransportError, trio.TooSlowError) as error:
+        except (httpx.RequestError, trio.TooSlowError) as error:
             raise _no_answer(error, f"{canary.url}{path}") from error
         if not response.is_success or not _is_object(response.content):
             raise _refused_attach(response.status_code, response.content, f"{canary.url}{path}", self._shard)
@@ -346,7 +346,7 @@ class StreamDriver:
         try:
             with trio.fail_after(CALL_S):
                 response = await self._client(asker).send(request)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise LookFailed(f"no answer from {asker.url}: {_said(error)}") from error
         except trio.TooSlowError:
             raise LookFailed(f"no answer from {asker.url} within {CALL_S:g} s") from None

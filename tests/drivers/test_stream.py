@@ -650,3 +650,18 @@ async def test_the_websocket_url_carries_what_the_protocol_asks(
     assert (query["api_key"], query["stream-auth-type"]) == (shard.api_key, "jwt")
     assert query["authorization"].startswith("eyJ")
     assert "canary-fleet/" in lines[0].partition("User-Agent: ")[2]
+
+
+# httpx leaves the generators of a failed decoding to the garbage collector, which trio tells.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+async def test_an_answer_that_cannot_be_unpacked_is_no_answer(odd, odd_driver, canary, beat):
+    odd.rest = lambda _: httpx.Response(201, headers={"content-encoding": "gzip"}, stream=Garbled())
+    with pytest.raises(SendUnanswered):
+        await odd_driver.send(canary, beat(canary))
+    with pytest.raises(LookFailed):
+        await odd_driver.stored(canary, [beat(canary).id])
+
+
+class Garbled(httpx.AsyncByteStream):
+    async def __aiter__(self):
+        yield b"this is not gzip"
