@@ -39,6 +39,8 @@ HEALTH_CHECK_EVERY_S = 27.0
 DRAIN_TIMEOUT_S = 2.0
 # Of that, how long for frames that are queued already: a client that reads takes milliseconds.
 FLUSH_TIMEOUT_S = 0.5
+# How long calls are served after the sockets were closed: a client may have one on the way, and an ocean takes 100 ms.
+LAME_DUCK_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class State(StrEnum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+    STOPPING = "stopping"
 
 
 class Node:
@@ -107,14 +110,17 @@ class Node:
         self.log.write("ready")
 
     async def drain(self) -> None:
-        """Refuses new calls, lets those under way finish, then closes every socket with the build's code."""
+        """Lets nobody new in, closes every socket with the build's code, serves the calls of clients that have not heard
+        of it yet, then refuses calls and lets those under way finish."""
         self.state = State.DRAINING
         self.log.write("drain")
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        while self._calls_open and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
         await self.hub.drain(FLUSH_TIMEOUT_S, self.build.close_code)
         while len(self.hub) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(LAME_DUCK_S)
+        self.state = State.STOPPING
+        while self._calls_open and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:

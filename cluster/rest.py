@@ -134,7 +134,7 @@ class Door:
         return Route(path, serve, methods=[method], name=name)
 
     async def _enter(self, name: str, request: Request, headers: dict[str, str]) -> Call:
-        if self._node.state is not State.READY:
+        if self._node.state not in (State.READY, State.DRAINING):
             raise ApiError(503, -1, f"node is {self._node.state}")
         query = dict(request.query_params)
         token = request.headers.get("authorization") or query.get("authorization")

@@ -165,6 +165,21 @@ def test_a_drained_node_closes_its_sockets_with_1001_and_comes_back_with_the_sto
         shared.events("rollback", "--region", "us-east", "--pause", "0")
 
 
+def test_a_call_that_was_on_the_way_when_the_sockets_closed_is_served(shared, connected, name):
+    user = name("alice")
+    channel = shared.make_channel(user)
+    client = connected(shared, user, 1)
+    words = ["--build", "good-2", "--node", "us-east-1", "--json"]
+    command = [sys.executable, "-m", "cluster", "deploy", "--state", str(shared.up.state), *words]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as deploy:
+            assert client.close_code() == 1001
+            assert shared.send(user, 1, channel, text="on the way").status_code == 201
+            assert deploy.wait() == 0
+    finally:
+        shared.events("rollback", "--region", "us-east", "--pause", "0")
+
+
 def test_a_rollback_stops_a_deploy_that_is_under_way(shared):
     command = [sys.executable, "-m", "cluster", "deploy", "--state", str(shared.up.state)]
     deploy = subprocess.Popen(
