@@ -6,7 +6,7 @@ was checked here.
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -504,8 +504,8 @@ def _is_url(text: str) -> bool:
         return False
 
 
-def _meant(word: str, choices: object) -> str:
-    close = get_close_matches(word, list(choices), 1)  # type: ignore[call-overload]
+def _meant(word: str, choices: Iterable[str]) -> str:
+    close = get_close_matches(word, list(choices), 1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
