@@ -77,7 +77,7 @@ class Heartbeat:
     @property
     def trace_id(self) -> str:
         """32 hex digits, derived from the id so that sender, journal and exporter agree without a word."""
-        return _hex_id("trace", self.id, 16)
+        return trace_id(self.id)
 
     @property
     def send_span_id(self) -> str:
@@ -88,6 +88,11 @@ class Heartbeat:
     def traceparent(self) -> str:
         """W3C trace context of the send span, always sampled."""
         return f"00-{self.trace_id}-{self.send_span_id}-01"
+
+
+def trace_id(heartbeat: HeartbeatId) -> str:
+    """The trace of a heartbeat follows from its id alone: 32 hex digits."""
+    return _hex_id("trace", heartbeat, 16)
 
 
 def _hex_id(role: str, name: str, size: int) -> str:

@@ -6,8 +6,9 @@ Knows the decision and nothing of how it came about or where the words go.
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from canary.events import trace_id
 from canary.gate import Answer, Coverage, Decision, stratum_text
-from canary.outputs.words import rate_text, trace_id
+from canary.outputs.words import rate_text
 
 WORDS = {Answer.PROMOTE: "PROMOTE", Answer.ROLL_BACK: "ROLL BACK", Answer.INCONCLUSIVE: "INCONCLUSIVE"}
 

@@ -11,13 +11,10 @@ from canary.events import (
     Alive,
     Attached,
     AuditDue,
-    CanaryName,
     Closed,
     Conjunction,
     Detached,
     Event,
-    Heartbeat,
-    HeartbeatId,
     Incident,
     IncidentChanged,
     Literal,
@@ -35,6 +32,7 @@ from canary.events import (
     Stalled,
     Unanswered,
     Verdict,
+    trace_id,
 )
 
 NAMES: dict[type[Event], str] = {
@@ -177,11 +175,6 @@ def _when_text(incident: Incident) -> str:
     if incident.resolved_wall is None:
         return f"open, since {began}"
     return f"since {began}, resolved after {incident.resolved_wall - incident.onset_wall:.0f} s"
-
-
-def trace_id(heartbeat: HeartbeatId) -> str:
-    """It follows from the id alone."""
-    return Heartbeat(heartbeat, CanaryName(""), "", 0, 0.0, 0.0).trace_id
 
 
 def short_names(nodes: list[str]) -> dict[str, str]:
