@@ -6,11 +6,12 @@ The only wiring beside the command line's; `canary run`, `canary check` and a re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 import trio
+from msgspec.structs import replace
 
 from canary.drivers.stream import Network, Sockets, open_driver
 from canary.events import CanaryName, Change, Event, Incident, IncidentChanged, IncidentId

@@ -8,10 +8,11 @@ people and for other machines. The two are never mixed.
 This module knows nothing of the rest of the package.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 from typing import NewType
+
+from msgspec import Struct
 
 CanaryName = NewType("CanaryName", str)
 """Name of a canary; also its user id on the shard, so only a-z, 0-9 and `-`."""
@@ -25,8 +26,7 @@ IncidentId = NewType("IncidentId", str)
 # --- who ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Canary:
+class Canary(Struct, frozen=True, gc=False):
     """One synthetic client: a user, pinned to a region, with one websocket session on one shard."""
 
     name: CanaryName
@@ -35,36 +35,49 @@ class Canary:
     url: str
     """Where this canary reaches the shard: a node's address or the front door, `http(s)://host:port`."""
     sends: bool
+    member: bool = True
+    """False: an outsider. It has a session and is in none of the channels, so whatever it hears was leaked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True, gc=False):
     """Ordered pair sender -> receiver."""
 
     sender: CanaryName
     receiver: CanaryName
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True, gc=False):
     """One end of a route as it was when a heartbeat passed: for the sender, the node that accepted it."""
 
     region: str
     node: str
     build: str
+    canary: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
+class Shape(Struct, frozen=True, gc=False):
+    """What a heartbeat is like. Some faults spare most messages; so heartbeats differ, by a rota of the plan."""
+
+    channel: str = ""
+    """`type:id` of the channel that carries it."""
+    size: str = "small"
+    """`small`, or `large`: its event is above 4096 bytes."""
+    text: str = "ascii"
+    """`ascii`, or `unicode`: with letters beyond ASCII."""
+
+
+class Labels(Struct, frozen=True, gc=False):
     """What is known of one heartbeat's passage over one route; localisation looks for conjunctions of these."""
 
     shard: str
     sender: End
     receiver: End
+    shape: Shape = Shape()
+    session: str = "new"
+    """The receiver's session: `new`, or `old` when it was up for a minute and more as the heartbeat was sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(Struct, frozen=True, gc=False):
     """One message sent on a fixed schedule. `due_at` is the intended time; latency counts from it."""
 
     id: HeartbeatId
@@ -73,6 +86,7 @@ class Heartbeat:
     seq: int
     due_at: float
     due_wall: float
+    shape: Shape = Shape()
 
     @property
     def trace_id(self) -> str:
@@ -120,16 +134,14 @@ class Oracle(Enum):
     REPLAYED = "replayed"
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(Struct, frozen=True, gc=False):
     """The request that carries the heartbeat is about to be written."""
 
     heartbeat: Heartbeat
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(Struct, frozen=True, gc=False):
     """A slot of the schedule passed without a send; never a silence."""
 
     sender: CanaryName
@@ -139,8 +151,7 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Acked:
+class Acked(Struct, frozen=True, gc=False):
     """The shard accepted the heartbeat, at this node and build."""
 
     heartbeat: HeartbeatId
@@ -149,8 +160,7 @@ class Acked:
     build: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True, gc=False):
     """The shard surely did not accept the heartbeat."""
 
     heartbeat: HeartbeatId
@@ -158,8 +168,7 @@ class Refused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unanswered:
+class Unanswered(Struct, frozen=True, gc=False):
     """Nobody knows whether the shard accepted the heartbeat: time-out, broken connection, 5xx."""
 
     heartbeat: HeartbeatId
@@ -167,8 +176,7 @@ class Unanswered:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(Struct, frozen=True, gc=False):
     """The receiver is proved attached: hello seen, watch confirmed by the shard. From now on silence counts."""
 
     canary: CanaryName
@@ -178,25 +186,25 @@ class Attached:
     connection: str
 
 
-@dataclass(frozen=True, slots=True)
-class Detached:
+class Detached(Struct, frozen=True, gc=False):
     """The canary has no healthy session from now on."""
 
     canary: CanaryName
     at: float
     reason: str
+    violation: bool = False
+    """The shard broke its own protocol (no hello, no pong, a close that sends clients away, a good token refused), where
+    an ordinary end is one that a restart or a network may bring."""
 
 
-@dataclass(frozen=True, slots=True)
-class Alive:
+class Alive(Struct, frozen=True, gc=False):
     """The canary's session gave a sign of life: a frame of any kind. Receipts are signs of life too."""
 
     canary: CanaryName
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True, gc=False):
     """A heartbeat arrived live at a receiver."""
 
     heartbeat: HeartbeatId
@@ -207,8 +215,7 @@ class Received:
     """The digest of what arrived equals the digest that was sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Looked:
+class Looked(Struct, frozen=True, gc=False):
     """The auditor asked an oracle about a heartbeat and got an answer. No answer is no fact."""
 
     heartbeat: HeartbeatId
@@ -217,18 +224,18 @@ class Looked:
     began_at: float
     at: float
     node: str
+    asker: CanaryName = CanaryName("")
 
 
-@dataclass(frozen=True, slots=True)
-class Stalled:
+class Stalled(Struct, frozen=True, gc=False):
     """This agent could not do its own work for a while; what it did not see in that time proves nothing."""
 
     at: float
     lasted_s: float
+    reason: str = "the agent stalled"
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(Struct, frozen=True, gc=False):
     """A heartbeat that an earlier run of this agent sent and never settled. Its times are on this run's clock."""
 
     heartbeat: Heartbeat
@@ -286,6 +293,80 @@ FAILED = frozenset({Verdict.LATE, Verdict.UNDELIVERED, Verdict.UNREPLAYED, Verdi
 """The verdicts that are the shard's failure to deliver."""
 
 
+class Kind(Enum):
+    """The kind of a failure: what a stream of the detector watches for, what an alarm and an incident are called."""
+
+    UNDELIVERED = "undelivered"
+    LATE = "late"
+    LOST = "lost"
+    """Accepted, and not in the store; heard live or not."""
+    UNREPLAYED = "unreplayed"
+    """In the store, and not in the replay; heard live or not."""
+    STALE = "stale"
+    """Store or replay show it, but later than they should."""
+    MISDELIVERED = "misdelivered"
+    CORRUPTED = "corrupted"
+    DUPLICATED = "duplicated"
+    REORDERED = "reordered"
+    REJECTED = "rejected"
+    UNACKED = "unacked"
+    DETACHED = "detached"
+    """Canaries have no session, or lose it again and again."""
+    UNMEASURED = "unmeasured"
+    """Nothing was there to judge for so long that nobody can call the shard healthy."""
+
+
+class Aspect(Enum):
+    """What a trial tried; each kind of failure is counted against the trials of one aspect."""
+
+    LIVE = "live"
+    """Arrival in time. These trials are the outcomes."""
+    ARRIVAL = "arrival"
+    """What came: how late, how often, in which order, how intact. One trial per arrival in time."""
+    SEND = "send"
+    """The shard's answer to one heartbeat. The route leads from the sender to itself."""
+    LOOK = "look"
+    """One look-up of one heartbeat. The route leads from the sender to the canary that asked."""
+    SESSION = "session"
+    """One canary's session during one period. The route leads from the canary to itself."""
+    LEAK = "leak"
+    """One heartbeat and one outsider."""
+
+
+ASPECTS = {
+    Kind.UNDELIVERED: Aspect.LIVE,
+    Kind.LATE: Aspect.ARRIVAL,
+    Kind.LOST: Aspect.LOOK,
+    Kind.UNREPLAYED: Aspect.LOOK,
+    Kind.STALE: Aspect.LOOK,
+    Kind.MISDELIVERED: Aspect.LEAK,
+    Kind.CORRUPTED: Aspect.ARRIVAL,
+    Kind.DUPLICATED: Aspect.ARRIVAL,
+    Kind.REORDERED: Aspect.ARRIVAL,
+    Kind.REJECTED: Aspect.SEND,
+    Kind.UNACKED: Aspect.SEND,
+    Kind.DETACHED: Aspect.SESSION,
+    Kind.UNMEASURED: Aspect.LIVE,
+}
+
+
+class Trial(Struct, frozen=True, gc=False):
+    """One observation beside the live path. `failed` names the kind of failure it shows; None: it went well.
+
+    A look-up that found nothing at first is one failed trial (STALE); if it never finds anything, another (LOST or
+    UNREPLAYED). An arrival that went well is said by its Outcome alone, one that failed by a trial beside it."""
+
+    aspect: Aspect
+    failed: Kind | None
+    route: Route
+    due_at: float
+    at: float
+    labels: Labels
+    heartbeat: HeartbeatId | None = None
+    reason: str = ""
+    """What the shard said, where it said something."""
+
+
 class Flag(Enum):
     """What was odd beside the verdict; counted on its own."""
 
@@ -294,8 +375,7 @@ class Flag(Enum):
     CORRUPTED = "corrupted"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True, gc=False):
     """The live path's state of one heartbeat on one route has changed. Emitted in the order of due times
     for EXPECTED; every EXPECTED is followed by exactly one of ARRIVED, MISSED or EXCUSED, perhaps with an OVERDUE between."""
 
@@ -305,12 +385,11 @@ class Outcome:
     due_at: float
     at: float
     latency_s: float | None
-    """From the intended time; set when ARRIVED."""
+    """From the moment it was sent, or due if that was later; set when ARRIVED."""
     labels: Labels
 
 
-@dataclass(frozen=True, slots=True)
-class AuditDue:
+class AuditDue(Struct, frozen=True, gc=False):
     """Somebody must ask the oracles about this heartbeat now. Repeated by the ledger until they have answered
     or the audit window is over."""
 
@@ -321,8 +400,7 @@ class AuditDue:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True, gc=False):
     """A verdict. A later fact may bring another for the same heartbeat and route, which names the one it `upgrades`."""
 
     heartbeat: HeartbeatId
@@ -340,8 +418,7 @@ class Settled:
     upgrades: Verdict | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(Struct, frozen=True, gc=False):
     """A heartbeat with all that is known of it, when its last route settled; again after each upgrade."""
 
     heartbeat: Heartbeat
@@ -354,6 +431,8 @@ class Closed:
     looks: tuple[Looked, ...]
     settled: tuple[Settled, ...]
     at: float
+    leaks: tuple[CanaryName, ...] = ()
+    """Outsiders that heard it."""
 
 
 # --- what the detector concludes ---------------------------------------------------------------------------------
@@ -366,9 +445,8 @@ class Tier(Enum):
     PAGE = "page"
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """A shard's evidence crossed a bound, up or down."""
+class Alarm(Struct, frozen=True, gc=False):
+    """A shard's evidence crossed a bound, up or down; or, while it pages, another kind of failure did (PAGE again)."""
 
     shard: str
     tier: Tier
@@ -382,6 +460,8 @@ class Alarm:
     """When the loss began, as estimated: due time of the first heartbeat that the loudest stream missed."""
     routes: tuple[Route, ...]
     """The routes with evidence of their own, loudest first."""
+    kind: Kind = Kind.UNDELIVERED
+    """What the loudest evidence is about. UNDELIVERED: about arrival in time; what became of the missing is not its matter."""
 
 
 # --- what the incident concludes ---------------------------------------------------------------------------------
@@ -393,8 +473,7 @@ Conjunction = tuple[Literal, ...]
 """All of these hold. Empty: everywhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True, gc=False):
     missed: int
     total: int
 
@@ -403,16 +482,14 @@ class Rate:
         return self.missed / self.total if self.total else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True, gc=False):
     """One fault's scope: every shortest conjunction that fits the evidence equally well, best first."""
 
     conjunctions: tuple[Conjunction, ...]
     inside: Rate
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True, gc=False):
     """Where the failure is: one rule, or several where several faults overlap."""
 
     rules: tuple[Rule, ...]
@@ -425,12 +502,12 @@ class Change(Enum):
     RESOLVED = "resolved"
 
 
-@dataclass(frozen=True, slots=True)
-class Incident:
+class Incident(Struct, frozen=True, gc=False):
     """Alarms explained together. All times are wall times: an incident outlives the agent that opened it."""
 
     id: IncidentId
-    kind: Verdict
+    kind: Kind
+    """The gravest of the kinds that paged."""
     shards: tuple[str, ...]
     scope: Scope
     earlier: tuple[Scope, ...]
@@ -445,15 +522,31 @@ class Incident:
     routes: tuple[Route, ...]
     """Routes inside the scope that missed a heartbeat since the onset."""
     examples: tuple[HeartbeatId, ...]
+    also: tuple[Kind, ...] = ()
+    """The other kinds that paged."""
+    reason: str = ""
+    """What the shard, or the connection to it, said most often; empty where silence is all there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class IncidentChanged:
+class IncidentChanged(Struct, frozen=True, gc=False):
     incident: Incident
     change: Change
     reason: str
     at: float
 
 
-Finding = Outcome | AuditDue | Settled | Closed | Alarm | IncidentChanged
+# --- what the agent concludes about itself -----------------------------------------------------------------------
+
+
+class Blind(Struct, frozen=True, gc=False):
+    """This agent's own trouble has kept it from judging for so long that somebody must look after the agent."""
+
+    at: float
+    since_at: float
+    reason: str
+    over: bool
+    """It sees again."""
+
+
+Finding = Outcome | Trial | AuditDue | Settled | Closed | Alarm | IncidentChanged | Blind
 Event = Fact | Finding

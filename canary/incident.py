@@ -15,13 +15,15 @@ list of pairs. Different conjunctions may cover the same cells; then no data cou
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from heapq import nlargest
 from itertools import combinations, islice
 from math import inf, log
 from operator import and_, or_
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from canary.config import Detection, Heartbeats
 from canary.events import (
@@ -33,6 +35,7 @@ from canary.events import (
     Incident,
     IncidentChanged,
     IncidentId,
+    Kind,
     Labels,
     Literal,
     Live,
@@ -178,7 +181,7 @@ class Incidents:
         nothing = Rate(0, 0)
         incident = Incident(
             id=self._new_id(wall),
-            kind=Verdict.UNDELIVERED,
+            kind=Kind.UNDELIVERED,
             shards=(),
             scope=Scope((), nothing),
             earlier=(),
@@ -253,7 +256,7 @@ class _Case:
         self._missing: dict[HeartbeatId, int] = {}
         self._stale = False
         self._candidate: _Belief | None = None
-        self._kind_found: Verdict | None = None
+        self._kind_found: Kind | None = None
         self._affected = set(incident.routes)
         """Routes that were silent inside the scope: their messages decide when it is over."""
         self._messages: dict[HeartbeatId, _Message] = {}
@@ -457,20 +460,20 @@ class _Audit:
         if event.replayed is not None:
             self.answer(event.heartbeat, Oracle.REPLAYED, event.replayed)
 
-    def judge(self, missing: Mapping[HeartbeatId, int], carried: Incident) -> tuple[Verdict, Rate, Rate]:
+    def judge(self, missing: Mapping[HeartbeatId, int], carried: Incident) -> tuple[Kind, Rate, Rate]:
         """Kind, and how many of the missing are *not* in the store and *not* in the replay. The majority decides the
         kind; undelivered until something else is known."""
         stored = self._absent(missing, Oracle.STORED, carried.stored)
         replayed = self._absent(missing, Oracle.REPLAYED, carried.replayed)
         verdicts = [verdict for (heartbeat, _), verdict in self.verdicts.items() if heartbeat in missing]
         if stored.share > 0.5:
-            kind = Verdict.LOST
+            kind = Kind.LOST
         elif replayed.share > 0.5:
-            kind = Verdict.UNREPLAYED
+            kind = Kind.UNREPLAYED
         elif verdicts.count(Verdict.LATE) > len(verdicts) / 2:
-            kind = Verdict.LATE
+            kind = Kind.LATE
         else:
-            kind = Verdict.UNDELIVERED if verdicts or stored.total or replayed.total else carried.kind
+            kind = Kind.UNDELIVERED if verdicts or stored.total or replayed.total else carried.kind
         return kind, stored, replayed
 
     def _absent(self, missing: Mapping[HeartbeatId, int], oracle: Oracle, carried: Rate) -> Rate:

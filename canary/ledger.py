@@ -18,9 +18,11 @@ A verdict is a function of the facts known, so a later fact may bring another; i
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
+
+from msgspec.structs import replace
 
 from canary.config import Heartbeats
 from canary.events import (

@@ -1,11 +1,12 @@
 """An incident says what is broken and where, follows a rollout stage by stage, and ends when the failure does."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from canary.config import Detection, Heartbeats
 from canary.events import (
@@ -16,6 +17,7 @@ from canary.events import (
     Incident,
     IncidentChanged,
     IncidentId,
+    Kind,
     Labels,
     Live,
     Looked,
@@ -288,7 +290,7 @@ def test_an_incident_opens_with_kind_scope_onset_routes_and_examples() -> None:
     assert opened.change is Change.OPENED
     assert "us pages" in opened.reason
     incident = opened.incident
-    assert (incident.kind, incident.shards, incident.resolved_wall) == (Verdict.UNDELIVERED, ("us",), None)
+    assert (incident.kind, incident.shards, incident.resolved_wall) == (Kind.UNDELIVERED, ("us",), None)
     assert incident.onset_wall == OFFSET_S + 10
     assert incident.opened_wall == OFFSET_S + 17
     assert NEW_BUILD_TO_OTHER_NODE in said(incident.scope)[0]
@@ -387,18 +389,18 @@ def test_a_heartbeat_that_arrives_after_all_was_never_missing() -> None:
 @pytest.mark.parametrize(
     ("world", "kind"),
     [
-        ({}, Verdict.UNDELIVERED),
-        ({"replayed": False}, Verdict.UNREPLAYED),
-        ({"stored": False, "replayed": False}, Verdict.LOST),
-        ({"late": True}, Verdict.LATE),
+        ({}, Kind.UNDELIVERED),
+        ({"replayed": False}, Kind.UNREPLAYED),
+        ({"stored": False, "replayed": False}, Kind.LOST),
+        ({"late": True}, Kind.LATE),
     ],
 )
-def test_the_oracles_say_what_kind_of_failure_it_is(world: dict[str, bool], kind: Verdict) -> None:
+def test_the_oracles_say_what_kind_of_failure_it_is(world: dict[str, bool], kind: Kind) -> None:
     story = Story(**world)
     story.loss = lambda labels: float(labels.shard == "us")
     story.play(4)
     story.page("us", onset_at=0)
-    assert story.incident.kind is Verdict.UNDELIVERED
+    assert story.incident.kind is Kind.UNDELIVERED
     story.play(8)
     assert story.incident.kind is kind
     assert story.incident.stored.share == float(not world.get("stored", True))
@@ -413,7 +415,7 @@ def test_a_single_late_heartbeat_does_not_rename_the_failure() -> None:
     story.play(1)
     story.late = False
     story.play(5)
-    assert {change.incident.kind for change in story.changes} == {Verdict.UNDELIVERED}
+    assert {change.incident.kind for change in story.changes} == {Kind.UNDELIVERED}
 
 
 # --- the end -------------------------------------------------------------------------------------------------------

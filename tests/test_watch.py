@@ -26,6 +26,7 @@ from canary.events import (
     Incident,
     IncidentChanged,
     IncidentId,
+    Kind,
     Looked,
     Outcome,
     Received,
@@ -173,7 +174,7 @@ def test_the_page_opens_the_incident_in_the_same_breath():
 
 def test_the_incident_says_what_the_oracles_said_and_where_the_outcomes_fell():
     incident = broken_then_mended().of(IncidentChanged)[-1].incident
-    assert incident.kind is Verdict.UNDELIVERED
+    assert incident.kind is Kind.UNDELIVERED
     assert (incident.stored.missed, incident.replayed.missed) == (0, 0)
     assert incident.stored.total > 0
     assert [rule.conjunctions for rule in incident.scope.rules] == [((("same_node", "no"),),)]

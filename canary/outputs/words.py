@@ -11,12 +11,14 @@ from canary.events import (
     Alive,
     Attached,
     AuditDue,
+    Blind,
     Closed,
     Conjunction,
     Detached,
     Event,
     Incident,
     IncidentChanged,
+    Kind,
     Literal,
     Looked,
     Outcome,
@@ -30,6 +32,7 @@ from canary.events import (
     Settled,
     Skipped,
     Stalled,
+    Trial,
     Unanswered,
     Verdict,
     trace_id,
@@ -49,15 +52,30 @@ NAMES: dict[type[Event], str] = {
     Stalled: "stalled",
     Resumed: "resumed",
     Outcome: "outcome",
+    Trial: "trial",
     AuditDue: "audit_due",
     Settled: "settled",
     Closed: "closed",
     Alarm: "alarm",
     IncidentChanged: "incident",
+    Blind: "blind",
 }
 """The stable name of every event, as in JSON lines and in the journal."""
 
-KINDS: dict[Verdict, str] = {
+KINDS: dict[Verdict | Kind, str] = {
+    Kind.UNDELIVERED: "live fan-out broken, store and replay intact",
+    Kind.LATE: "live fan-out slow, nothing missing",
+    Kind.LOST: "accepted, then gone from the store",
+    Kind.UNREPLAYED: "stored, and missing from the replay",
+    Kind.STALE: "stored, and readable only later than it should be",
+    Kind.MISDELIVERED: "messages reach clients outside the channel",
+    Kind.CORRUPTED: "messages arrive altered",
+    Kind.DUPLICATED: "messages arrive more than once",
+    Kind.REORDERED: "messages arrive out of order",
+    Kind.REJECTED: "the shard refuses to accept messages",
+    Kind.UNACKED: "the shard does not say whether it accepted messages",
+    Kind.DETACHED: "clients cannot keep a session",
+    Kind.UNMEASURED: "nothing is left to judge by",
     Verdict.DELIVERED: "delivered in time",
     Verdict.LATE: "live fan-out slow, nothing missing",
     Verdict.UNDELIVERED: "live fan-out broken, store and replay intact",
@@ -86,7 +104,7 @@ _RELATIONS: dict[Literal, str] = {
 }
 
 
-def kind_in_words(kind: Verdict) -> str:
+def kind_in_words(kind: Verdict | Kind) -> str:
     return KINDS[kind]
 
 

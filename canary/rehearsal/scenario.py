@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from canary.config import ConfigError, Problem, seconds
-from canary.events import Verdict
+from canary.events import Kind
 
 
 class ClusterShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +54,7 @@ class ScopeTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _ExpectText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages: int | None = None
-    kind: Verdict | None = None
+    kind: Kind | None = None
     stored: bool | None = None
     replayed: bool | None = None
     suspect_within: str | None = None

@@ -17,6 +17,7 @@ from canary.events import (
     Event,
     HeartbeatId,
     IncidentChanged,
+    Kind,
     Scope,
     Settled,
     Tier,
@@ -337,7 +338,7 @@ def _failures(scenario: Scenario, score: Score) -> list[str]:
         failures.append(f"{score.pages} incidents paged, not {scenario.expect.pages}")
     failures += _exposure_failures(scenario, score)
     lost = score.verdicts.get(Verdict.LOST.value, 0)
-    if lost and scenario.expect.kind != Verdict.LOST.value:
+    if lost and scenario.expect.kind != Kind.LOST.value:
         failures.append(f"{lost} heartbeats called lost; this scenario loses none")
     for shard, region in score.regions.items():
         failures += [f"{shard}: {text}" for text in _region_failures(scenario, region)]

@@ -1,9 +1,10 @@
 """The chat in memory: each fault does what its name says and nothing else, and one seed plays one story."""
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
 import trio
+from msgspec import structs
 from trio.testing import MockClock
 
 from canary.config import Entry
@@ -75,7 +76,7 @@ async def test_local_fanout_withholds_from_other_nodes_only(fleet, network, cana
 
 
 async def test_local_fanout_on_a_shard_of_one_node_shows_nothing(shard, nursery, beat, autojump_clock):
-    single = replace(shard, entries=shard.entries[:1])
+    single = dataclasses.replace(shard, entries=shard.entries[:1])
     network = MemoryNetwork([single], 1, nursery)
     network.nodes["us-east-1"].build = LOCAL_FANOUT
     pair = [Canary(CanaryName(f"c{n}"), "us-east", shard.name, single.entries[0].url, True) for n in (1, 2)]
@@ -163,7 +164,7 @@ async def test_a_delayed_event_comes_late_and_out_of_order(fleet, network, canar
 
 
 async def test_a_far_address_costs_the_wide_area_both_ways(driver, canaries, beat, autojump_clock):
-    near, far = canaries[0], replace(canaries[0], name="sg-us-east-1", url="http://127.1.2.1:8800")
+    near, far = canaries[0], structs.replace(canaries[0], name="sg-us-east-1", url="http://127.1.2.1:8800")
     await driver.prepare([near, far])
     took = []
     for canary in (near, far):
@@ -176,7 +177,7 @@ async def test_a_far_address_costs_the_wide_area_both_ways(driver, canaries, bea
 
 async def test_entries_with_one_address_are_one_node(shard, nursery, autojump_clock):
     door = tuple(Entry(f"door-{n}", "http://127.1.0.9:8800", {}) for n in (1, 2, 3))
-    assert list(MemoryNetwork([replace(shard, entries=door)], 1, nursery).nodes) == ["door-1"]
+    assert list(MemoryNetwork([dataclasses.replace(shard, entries=door)], 1, nursery).nodes) == ["door-1"]
 
 
 async def test_the_wall_clock_moves_with_virtual_time(network, autojump_clock):

@@ -18,6 +18,7 @@ from canary.events import (
     Incident,
     IncidentChanged,
     IncidentId,
+    Kind,
     Labels,
     Looked,
     Oracle,
@@ -118,7 +119,7 @@ def looked(of: Heartbeat, oracle: Oracle, found: bool = True) -> Looked:
 def incident(resolved: bool = False, name: str = "i1") -> Incident:
     return Incident(
         id=IncidentId(name),
-        kind=Verdict.UNDELIVERED,
+        kind=Kind.UNDELIVERED,
         shards=("us-east",),
         scope=Scope((Rule((LOCAL_FANOUT,), Rate(16, 16)),), Rate(0, 56)),
         earlier=(),

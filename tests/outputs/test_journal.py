@@ -5,11 +5,11 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from canary.events import Attached, Change, Detached, Skipped, Stalled, Verdict
 from canary.outputs import journal as journal_module

@@ -1,10 +1,10 @@
 import io
 import threading
-from dataclasses import replace
 
 import pytest
 import trio
 import trio.testing
+from msgspec.structs import replace
 from rich.console import Console
 
 from canary.events import (

@@ -1,8 +1,7 @@
 """A spot check ends in one word, one sentence and one table that agree with what was seen."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from canary.events import Rate, Rule, Scope, Skipped, Verdict

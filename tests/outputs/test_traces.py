@@ -5,12 +5,12 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from canary.events import Flag, Route, Verdict
 from canary.outputs import traces

@@ -1,7 +1,7 @@
-from dataclasses import replace
 from typing import get_args
 
 import pytest
+from msgspec.structs import replace
 
 from canary.events import Event, Rate, Rule, Scope, Verdict
 from canary.outputs.words import NAMES, incident_text, kind_in_words, percent, scope_in_words, scope_text

@@ -1,9 +1,10 @@
 """The score: a fleet that says what the cluster did passes, and each way of being wrong is named."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from canary.events import (
     Alarm,
@@ -18,6 +19,7 @@ from canary.events import (
     Incident,
     IncidentChanged,
     IncidentId,
+    Kind,
     Labels,
     Rate,
     Route,
@@ -110,7 +112,7 @@ class Rehearsal:
         self.events.append(Alarm("east", tier, Tier.OK, at, 1e6, 1.0, onset_at, (Route(NEAR, FAR),)))
 
     def incident(
-        self, at: float, change: Change, *conjunctions: Conjunction, kind: Verdict = Verdict.UNDELIVERED
+        self, at: float, change: Change, *conjunctions: Conjunction, kind: Kind = Kind.UNDELIVERED
     ) -> None:
         scope = Scope((Rule(conjunctions, Rate(9, 9)),), Rate(0, 9))
         incident = Incident(
@@ -265,7 +267,7 @@ def test_a_detector_that_pages_without_suspecting_first_suspected_when_it_paged(
 def test_the_wrong_kind_and_the_wrong_scope_are_named():
     rehearsal = ninth_of_december()
     without(rehearsal, IncidentChanged)
-    rehearsal.incident(16.5, Change.OPENED, (("receiver.node", "east-2"),), kind=Verdict.LOST)
+    rehearsal.incident(16.5, Change.OPENED, (("receiver.node", "east-2"),), kind=Kind.LOST)
     assert failures(rehearsal) == [
         "east: kind is lost, not undelivered",
         "east: scope at stage 1 is ['receiver.node=east-2']",
