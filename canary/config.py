@@ -56,6 +56,8 @@ class Detection:
     """The false-alarm budget: mean time between false alarms of the whole fleet, by proof at least this."""
 
     tolerated_loss: float = 0.001
+    tolerated_latency_s: float = 0.5
+    """What is faster than this is never called late, however much slower than usual it is."""
     page_budget_s: float = 30 * 86400.0
     suspect_budget_s: float = 3600.0
     resolve_hold_s: float = 120.0
@@ -201,6 +203,7 @@ def _detection(table: "_Table") -> Detection:
     default = Detection()
     detection = Detection(
         tolerated_loss=table.share("tolerated_loss", default.tolerated_loss, TOLERATED_MIN, TOLERATED_MAX),
+        tolerated_latency_s=table.duration("tolerated_latency", default.tolerated_latency_s),
         page_budget_s=table.duration("page_budget", default.page_budget_s),
         suspect_budget_s=table.duration("suspect_budget", default.suspect_budget_s),
         resolve_hold_s=table.duration("resolve_hold", default.resolve_hold_s),

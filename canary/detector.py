@@ -1,48 +1,50 @@
-"""Outcomes -> alarms: sequential tests with a stated budget of false alarms.
+"""Outcomes and trials -> alarms: sequential tests with a stated budget of false alarms.
 
-Knows: heartbeats on routes, how late each may be, how many of them a healthy shard loses. Does not know: why a
-heartbeat is missing, where the fault sits, any clock or chance.
+Knows: heartbeats on routes, how late each may be, how many of them a healthy shard loses, and how rarely it does other
+things wrong. Does not know: why a heartbeat is missing, where the fault sits, any clock or chance.
 
-How it works, in four steps:
+How it works, in three steps:
 
-1.  *Surprise.* A round of a stream (one heartbeat of a route; or one slot of a whole group of routes) gives x = 0 once
-    everything arrived, else x = 1/P, where P bounds the probability that a healthy shard shows such silence at this
-    age. Under health the mean of x never exceeds 1, at whatever moment one looks: that is all the proof needs, and it
-    lets an overdue heartbeat count before its deadline.
-2.  *Score.* Each round bets the share q of the score on the surprise: R <- (1 + R) (1 - q + q x), for the five losses q
-    in `LOSSES` at once (mixture Shiryaev-Roberts; 1 - q + q x is the likelihood ratio of "a share q is lost as well").
-3.  *Evidence.* The mean over q, weighted and added over the streams of a shard. Weights add up to 1 over the agent.
-4.  *Tier.* SUSPECT and PAGE when the evidence, in rounds, reaches the budget, in rounds.
+1.  *Streams.* Whatever can fail is watched on each route, and pooled over groups of routes that one fault may hit
+    together (all of a sender, of a receiver, of the shard) by "did anyone fail in this slot": multiplying the members'
+    evidence instead would turn one lost publish, which all receivers miss together, into a page.
+2.  *Evidence.* Each stream's score (`canary.evidence`) says how many rounds of normal operation would be needed to see
+    this once. Their weighted sum does so for the agent as a whole: the weights of all streams add up to 1.
+3.  *Tier.* SUSPECT and PAGE when the evidence of a shard, in rounds, reaches the budget, in rounds.
 
-Under health R minus the number of rounds is a supermartingale, so is any weighted sum of such, however the streams
-depend on each other. Hence evidence >= A takes A rounds on average at least (less about 25, the start in the steady
-state instead of at 0), for the agent as a whole. Nothing is calibrated; `tests/test_detector.py` measures the promise.
+Under health evidence >= A takes A rounds on average at least (less about 25, the start in the steady state instead of
+at 0), however streams depend on each other. Nothing is calibrated; `tests/test_detector.py` measures the promise.
 
-Groups pool small losses over many routes by "did anyone miss this round": multiplying the members' evidence instead
-would turn one lost publish, which all receivers miss together, into a page.
+Silence is special, for it need not wait for the deadline: an overdue heartbeat counts by how improbable its silence is
+at this age, at whatever moment one looks. All that fails otherwise is told by a `Trial` when it has failed.
 """
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import floor, inf, log, sqrt
+from dataclasses import dataclass
+from math import floor, inf
 
 from canary.config import Detection, Heartbeats
-from canary.events import Alarm, Change, HeartbeatId, IncidentChanged, Live, Outcome, Route, Tier
-
-LOSSES = (0.01, 0.05, 0.2, 0.6, 0.98)
-"""The losses looked for. Between two of them a few per cent of speed are given away."""
-
-_Scores = tuple[float, float, float, float, float]
-
-START: _Scores = (99.0, 19.0, 4.0, 2 / 3, 1 / 49)
-"""The scores of a stream that has been healthy for ever: (1 - q) / q."""
-
-CEILING = 1e15
-"""Scores stop here: far above any budget, far below what a float overflows at. A lower score cannot harm the proof."""
+from canary.events import (
+    ASPECTS,
+    Alarm,
+    Aspect,
+    Change,
+    HeartbeatId,
+    IncidentChanged,
+    Kind,
+    Live,
+    Outcome,
+    Route,
+    Tier,
+    Tolerated,
+    Trial,
+)
+from canary.evidence import CEILING, HEALTHY, Miss, Rounds, Scores, Stream, mean
+from canary.normal import EXCEEDED, Latencies, Losses, Silences
 
 GROUP_LOSS_MAX = 0.2
-"""A group whose tolerated rounds with a miss would exceed this share tells little and is left out."""
+"""A group whose tolerated rounds with a failure would exceed this share tells little and is left out."""
 
 CALM = 0.1
 """SUSPECT ends at this share of its bound: the score of a shard that hovers about the bound would flap otherwise, and
@@ -57,26 +59,66 @@ QUIET_S = 0.25
 LOUD = 3600.0
 """A route has evidence of its own from this score on: two misses in a row at 0.1 % tolerated loss, not one."""
 
-MISSES_KEPT = 256
-"""Per stream, for the onset. The longest way to an alarm, 1 % loss, takes about 20 misses."""
+WEIGHTS = {
+    Kind.UNDELIVERED: 0.70,
+    Kind.LATE: 0.08,
+    Kind.DETACHED: 0.04,
+    Kind.REJECTED: 0.02,
+    Kind.UNACKED: 0.02,
+    Kind.LOST: 0.02,
+    Kind.UNREPLAYED: 0.02,
+    Kind.STALE: 0.02,
+    Kind.MISDELIVERED: 0.02,
+    Kind.CORRUPTED: 0.02,
+    Kind.DUPLICATED: 0.02,
+    Kind.REORDERED: 0.02,
+}
+"""How the budget of false alarms is shared out. To have a fiftieth of it costs a stream one or two rounds."""
+
+NEVER = 1e-5
+"""What a healthy shard must never do and yet may be seen to do once in a while: the second time within a hundred rounds
+is an alarm."""
+
+TOLERATED = {
+    Kind.LOST: NEVER,
+    Kind.UNREPLAYED: NEVER,
+    Kind.MISDELIVERED: NEVER,
+    Kind.CORRUPTED: NEVER,
+    Kind.DUPLICATED: NEVER,
+    Kind.REORDERED: NEVER,
+}
+"""Per round; of all other kinds as large a share is tolerated as of loss."""
+
+FELT = 1.0
+"""In rounds: a failure whose stream weighs less than this after it is not weighed at once. All streams of a shard
+together would not make a suspicion of it."""
+
+RELEARN_EVERY = 1000
+"""Settled heartbeats between two looks at what the shard loses."""
+
+OF_SILENCE = {Kind.UNDELIVERED, Kind.LATE, Kind.LOST, Kind.UNREPLAYED}
+"""What an incident that began with silence may be called."""
+
+UNMEASURED_ROUNDS = 30
+"""So many rounds without one heartbeat that counts, for or against the shard, are an alarm of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What stands against one shard, as of the last `advance` before it paged."""
+    """What stands against one shard, as of the last `advance`."""
 
     suspect_rounds: float
     """So many rounds of normal operation would be needed to see this once."""
     page_rounds: float
-    """The same with silence up to the pause allowance forgiven; weighed while SUSPECT only."""
+    """The same with silence up to the pause allowance forgiven."""
     tier: Tier
 
 
 class Detector:
-    """Feed it every Outcome and every IncidentChanged; call `advance` when `next_deadline` has come.
+    """Feed it every Outcome, Trial and IncidentChanged; call `advance` when `next_deadline` has come.
 
-    `routes` names all routes of this agent by shard. Shards in `paging` start in PAGE: an incident of an earlier run of
-    this agent holds them.
+    `routes` names all routes of this agent by shard. Shards in `paging` start in PAGE for these kinds: an incident of an
+    earlier run of this agent holds them.
     """
 
     def __init__(
@@ -84,84 +126,116 @@ class Detector:
         heartbeats: Heartbeats,
         detection: Detection,
         routes: Mapping[str, Sequence[Route]],
-        paging: Collection[str] = (),
+        paging: Mapping[str, Collection[Kind]] | None = None,
     ) -> None:
         self._allowance_s = heartbeats.pause_allowance_s
         self._suspect_rounds = detection.suspect_budget_s / heartbeats.period_s
         self._page_rounds = detection.page_budget_s / heartbeats.period_s
         self._shards = _shards(heartbeats, detection, routes)
-        for shard in self._known(paging):
-            shard.tier = Tier.PAGE
-        self._weighed_at = -inf
-        self._missed_at: float | None = None
+        for shard in self._known(paging or {}):
+            shard.page((paging or {})[shard.name])
+        self._now = self._weighed_at = -inf
+        self._failed_at: float | None = None
 
-    def observe(self, event: Outcome | IncidentChanged) -> list[Alarm]:
-        """Take one fact. What a miss is worth is said by the `advance` that is due at once after it."""
+    def observe(self, event: Outcome | Trial | IncidentChanged) -> list[Alarm | Trial | Tolerated]:
+        """Take one fact. What a failure is worth is said by the `advance` that is due at once after it."""
         match event:
             case Outcome():
-                self._observe_outcome(event)
-                return []
+                return self._observe_outcome(event)
+            case Trial():
+                shard = self._shards[event.labels.shard]
+                self._feel(shard.try_(event), shard, event.at)
             case IncidentChanged(change=Change.RESOLVED):
                 return [self._reset(shard, event.at) for shard in self._known(event.incident.shards)]
             case _:
-                return []
+                pass
+        return []
 
     def advance(self, now: float) -> list[Alarm]:
-        """Weigh all silence as of `now`; every change of a tier is an alarm, one step at a time."""
-        self._weighed_at, self._missed_at = now, None
+        """Weigh all silence as of `now`, if it is time to; every change of a tier is an alarm, one step at a time."""
+        self._now = now
+        due_at = self.next_deadline()
+        if due_at is None or now < due_at:
+            return []
+        self._weighed_at, self._failed_at = now, None
         return [alarm for shard in self._shards.values() for alarm in self._weigh(shard, now)]
 
     def next_deadline(self) -> float | None:
         """When silence may have become evidence; None while nothing is silent."""
-        if self._missed_at is not None:
-            return self._missed_at
+        if self._failed_at is not None:
+            return self._failed_at
         stirring = [stirs_at for shard in self._shards.values() if (stirs_at := shard.stirs_at()) is not None]
         return max(min(stirring), self._weighed_at + POLL_S) if stirring else None
 
     def evidence(self, shard: str) -> Evidence:
         state = self._shards[shard]
-        return Evidence(state.suspect_rounds, state.page_rounds, state.tier)
+        suspect, page = state.weigh(_Lens(self._now)), state.weigh(self._lenient(self._now))
+        return Evidence(sum(suspect.values()), sum(page.values()), state.tier)
+
+    def tolerated_loss(self, shard: str) -> float:
+        """As it was learned; never below what is configured."""
+        return self._shards[shard].losses.tolerated
 
     def _known(self, names: Iterable[str]) -> list["_Shard"]:
         """An incident outlives the configuration it was opened under; its shard may be gone."""
         return [self._shards[name] for name in names if name in self._shards]
 
-    def _observe_outcome(self, event: Outcome) -> None:
+    def _observe_outcome(self, event: Outcome) -> list[Alarm | Trial | Tolerated]:
         shard = self._shards[event.labels.shard]
+        late = None
         match event.live:
             case Live.EXPECTED:
                 shard.expect(event)
             case Live.OVERDUE:
                 shard.overdue(event)
-            case Live.ARRIVED | Live.MISSED | Live.EXCUSED:
+            case Live.ARRIVED:
+                felt, late = shard.arrive(event)
+                self._feel(felt, shard, event.at)
+            case Live.MISSED | Live.EXCUSED:
                 shard.settle(event)
         if event.live is Live.MISSED:
-            self._missed_at = event.at
+            self._failed_at = event.at
+        learned = shard.relearn(event.at)
+        return [finding for finding in (late, learned) if finding is not None]
+
+    def _feel(self, rounds: float, shard: "_Shard", at: float) -> None:
+        """Weigh soon what may matter."""
+        if rounds >= FELT or shard.blind:
+            self._failed_at = at
+
+    def _lenient(self, now: float) -> "_Lens":
+        return _Lens(now - self._allowance_s, overdue_only=True)
 
     def _weigh(self, shard: "_Shard", now: float) -> Iterator[Alarm]:
-        """A shard that pages is not weighed: only the end of its incident can change its tier."""
         if shard.tier is Tier.PAGE:
+            yield from self._weigh_beside(shard, now)
             return
         strict = _Lens(now)
-        shard.suspect_rounds = shard.weigh(strict)
-        if shard.tier is Tier.OK and shard.suspect_rounds >= self._suspect_rounds:
-            yield shard.change(Tier.SUSPECT, now, strict)
+        evidence = shard.weigh(strict)
+        rounds = sum(evidence.values())
+        if shard.tier is Tier.OK and rounds >= self._suspect_rounds:
+            yield shard.change(Tier.SUSPECT, now, strict, evidence)
         if shard.tier is Tier.SUSPECT:
-            yield from self._weigh_suspect(shard, now, strict)
+            forgiving = self._lenient(now)
+            evidence = shard.weigh(forgiving)
+            if sum(evidence.values()) >= self._page_rounds:
+                yield shard.change(Tier.PAGE, now, forgiving, evidence)
+            elif rounds < CALM * self._suspect_rounds:
+                yield shard.change(Tier.OK, now, strict, shard.weigh(strict))
+        if shard.blind:
+            yield shard.lose_sight(now)
 
-    def _weigh_suspect(self, shard: "_Shard", now: float, strict: "_Lens") -> Iterator[Alarm]:
-        lenient = _Lens(now - self._allowance_s, overdue_only=True)
-        shard.page_rounds = shard.weigh(lenient)
-        if shard.page_rounds >= self._page_rounds:
-            yield shard.change(Tier.PAGE, now, lenient)
-        elif shard.suspect_rounds < CALM * self._suspect_rounds:
-            yield shard.change(Tier.OK, now, strict)
+    def _weigh_beside(self, shard: "_Shard", now: float) -> Iterator[Alarm]:
+        """What a shard pages for, only the end of its incident can change. Another kind of failure must reach the budget
+        by itself."""
+        forgiving = self._lenient(now)
+        for kind, rounds in shard.weigh(forgiving).items():
+            if kind not in shard.paging and rounds >= self._page_rounds:
+                yield shard.change(Tier.PAGE, now, forgiving, {kind: rounds})
 
     def _reset(self, shard: "_Shard", at: float) -> Alarm:
-        for stream in shard.streams:
-            stream.reset()
-        shard.suspect_rounds = shard.page_rounds = shard.weigh(SETTLED)
-        return shard.change(Tier.OK, at, SETTLED)
+        shard.reset()
+        return shard.change(Tier.OK, at, SETTLED, shard.weigh(SETTLED))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,239 +250,514 @@ class _Lens:
 SETTLED = _Lens(-inf)
 """All silence forgiven."""
 
-SILENT = (Live.EXPECTED, Live.OVERDUE, Live.MISSED)
+WAITING = (Live.EXPECTED, Live.OVERDUE)
+SILENT = (*WAITING, Live.MISSED)
+
+_Evidence = dict[Kind, float]
+"""In rounds, by what it is about."""
 
 
-# --- a shard and its streams ---------------------------------------------------------------------------------------
+# --- what is pooled -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Trials that a single fault may fail together; `members` of them at most in one slot."""
+
+    names: tuple[str, ...]
+    routes: tuple[Route, ...]
+    members: int
+    single: bool
+
+
+def _route_groups(routes: Sequence[Route]) -> list[_Group]:
+    """Each route; all of one sender, all of one receiver, all of the shard."""
+    groups = [_Group(("route", route.sender, route.receiver), (route,), 1, True) for route in routes]
+    candidates = [
+        *((("sender", name), tuple(r for r in routes if r.sender == name)) for name in _senders(routes)),
+        *(
+            (("receiver", name), tuple(r for r in routes if r.receiver == name))
+            for name in _receivers(routes)
+        ),
+        (("shard",), tuple(routes)),
+    ]
+    seen: set[tuple[Route, ...]] = set()
+    for names, members in candidates:
+        if len(members) > 1 and members not in seen:
+            seen.add(members)
+            groups.append(_Group(names, members, len(members), False))
+    return groups
+
+
+def _end_groups(role: str, names: Sequence[str], each: int) -> list[_Group]:
+    """Each of these canaries, and all of the shard; `each` trials of one canary in one slot."""
+    singles = [_Group((role, name), (), each, True) for name in names]
+    return [*singles, _Group(("shard",), (), each * len(names), False)] if len(names) > 1 else singles
+
+
+def _senders(routes: Sequence[Route]) -> list[str]:
+    return list(dict.fromkeys(route.sender for route in routes))
+
+
+def _receivers(routes: Sequence[Route]) -> list[str]:
+    return list(dict.fromkeys(route.receiver for route in routes))
+
+
+def _groups(aspect: Aspect, routes: Sequence[Route]) -> list[_Group]:
+    senders, receivers = _senders(routes), _receivers(routes)
+    match aspect:
+        case Aspect.SEND:
+            return _end_groups("sender", senders, 1)
+        case Aspect.LEAK:  # no more outsiders than receivers
+            return _end_groups("sender", senders, len(receivers))
+        case Aspect.SESSION:
+            return _end_groups("receiver", list(dict.fromkeys([*senders, *receivers])), 1)
+        case Aspect.LIVE | Aspect.ARRIVAL | Aspect.LOOK:
+            return _route_groups(routes)
+
+
+def _names(aspect: Aspect, route: Route) -> tuple[tuple[str, ...], ...]:
+    """The groups that a trial on this route belongs to, where they exist."""
+    match aspect:
+        case Aspect.SEND | Aspect.LEAK:
+            return ("sender", route.sender), ("shard",)
+        case Aspect.SESSION:
+            return ("receiver", route.receiver), ("shard",)
+        case Aspect.LIVE | Aspect.ARRIVAL | Aspect.LOOK:
+            return (
+                ("route", route.sender, route.receiver),
+                ("sender", route.sender),
+                ("receiver", route.receiver),
+                ("shard",),
+            )
+
+
+def _weights(kind: Kind, groups: Mapping[str, list[_Group]]) -> tuple[float, float]:
+    """Of each single and of each group, over the whole agent: half of the kind's weight lies on singles, half on
+    groups, equal inside; all on singles where there is no group."""
+    singles = sum(group.single for each in groups.values() for group in each)
+    pooled = sum(not group.single for each in groups.values() for group in each)
+    share = 0.5 if singles and pooled else 1.0
+    return WEIGHTS[kind] * share / max(singles, 1), WEIGHTS[kind] * share / max(pooled, 1)
+
+
+# --- a shard ----------------------------------------------------------------------------------------------------------
 
 
 def _shards(
     heartbeats: Heartbeats, detection: Detection, routes: Mapping[str, Sequence[Route]]
 ) -> dict[str, "_Shard"]:
-    """Half of the weight lies on routes, half on groups, equal inside; all on routes where there is no group."""
-    tolerated = detection.tolerated_loss
-    groups = {
-        name: [group for group in _groups(members) if len(group) * tolerated <= GROUP_LOSS_MAX]
-        for name, members in routes.items()
-    }
-    groups_total = sum(map(len, groups.values()))
-    routes_total = sum(map(len, routes.values()))
-    group_weight = 0.5 / max(groups_total, 1)
-    route_weight = (0.5 if groups_total else 1.0) / max(routes_total, 1)
+    streams: dict[str, dict[Kind, _Streams]] = {name: {} for name in routes}
+    for kind in WEIGHTS:
+        tolerated = _tolerated(kind, detection)
+        groups = {
+            name: [
+                group
+                for group in _groups(ASPECTS[kind], members)
+                if group.single or group.members * tolerated <= GROUP_LOSS_MAX
+            ]
+            for name, members in routes.items()
+        }
+        single, pooled = _weights(kind, groups)
+        for name, chosen in groups.items():
+            weights = {group: single if group.single else pooled for group in chosen}
+            streams[name][kind] = _Streams(weights, tolerated)
     return {
-        name: _Shard(
-            name,
-            heartbeats.period_s,
-            [
-                *(_Stream((route,), route_weight, tolerated) for route in members),
-                *(_Stream(group, group_weight, tolerated) for group in groups[name]),
-            ],
-        )
-        for name, members in routes.items()
+        name: _Shard(name, heartbeats, detection, members, streams[name]) for name, members in routes.items()
     }
 
 
-def _groups(routes: Sequence[Route]) -> list[tuple[Route, ...]]:
-    """Routes that a single fault may hit together: all of one sender, all of one receiver, all of the shard."""
-    senders = {route.sender: [r for r in routes if r.sender == route.sender] for route in routes}
-    receivers = {route.receiver: [r for r in routes if r.receiver == route.receiver] for route in routes}
-    candidates = map(tuple, (*senders.values(), *receivers.values(), routes))
-    return list(dict.fromkeys(group for group in candidates if len(group) > 1))
+def _tolerated(kind: Kind, detection: Detection) -> float:
+    return EXCEEDED[-1] if kind is Kind.LATE else TOLERATED.get(kind, detection.tolerated_loss)
 
 
 class _Shard:
     """All streams of one shard, its open heartbeats, its tier."""
 
-    def __init__(self, name: str, period_s: float, streams: list["_Stream"]) -> None:
+    def __init__(
+        self,
+        name: str,
+        heartbeats: Heartbeats,
+        detection: Detection,
+        routes: Sequence[Route],
+        streams: dict[Kind, "_Streams"],
+    ) -> None:
         self.name = name
-        self.period_s = period_s
-        self.streams = streams
         self.tier = Tier.OK
-        self.suspect_rounds = self.page_rounds = sum(
-            stream.weight * stream.weigh(SETTLED) for stream in streams
-        )
-        self._routes = [stream for stream in streams if len(stream.members) == 1]
-        self._streams_of: dict[Route, list[_Stream]] = {}
-        for stream in streams:
-            for route in stream.members:
-                self._streams_of.setdefault(route, []).append(stream)
-        pooled = _Silences(prior=None)
-        self._silences = {stream.members[0]: _Silences(prior=pooled) for stream in self._routes}
+        self.paging: set[Kind] = set()
+        self.losses = Losses(detection.tolerated_loss)
+        self.unmeasured_rounds = 0
+        self._period_s = heartbeats.period_s
+        self._routes = len(routes)
+        self._live_weights = streams.pop(Kind.UNDELIVERED).weights
+        self._streams = streams
+        self._tallies = {
+            aspect: {group.names: _Tally() for group in _groups(aspect, routes)} for aspect in Aspect
+        }
+        arrivals = self._tallies[Aspect.ARRIVAL]
+        self._arrival_tallies = {
+            route: [arrivals[names] for names in _names(Aspect.ARRIVAL, route) if names in arrivals]
+            for route in routes
+        }
+        pooled = Silences(prior=None)
+        self._silences = {route: Silences(prior=pooled) for route in routes}
+        self._latencies = {route: Latencies(detection.tolerated_latency_s) for route in routes}
         self._open: dict[tuple[HeartbeatId, Route], _Beat] = {}
+        self._session_slot = -1
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._good_rounds = Rounds()
+        self._live = [
+            _LiveStream(group, weight, self._good_rounds) for group, weight in self._live_weights.items()
+        ]
+        self._rounds: deque[_Round] = deque()
+        self._newest = _Round(-1, 1.0, closed=True)
+        self._unlearned_settled = self._unlearned_missed = 0
+
+    def page(self, kinds: Collection[Kind]) -> None:
+        """Start in PAGE. Whatever became of heartbeats that did not arrive, their silence was the alarm."""
+        live = {Kind.UNDELIVERED} if set(kinds) & OF_SILENCE else set()
+        self.tier, self.paging = Tier.PAGE, live | set(kinds)
+
+    def reset(self) -> None:
+        """Forget everything, heartbeats in flight included: what has alarmed once must not alarm again."""
+        self._begin_anew()
+        for streams in self._streams.values():
+            streams.reset()
+        self.paging.clear()
+        self.unmeasured_rounds = 0
+
+    # --- the live path
 
     def expect(self, event: Outcome) -> None:
-        beat = _Beat(event.due_at, self._silences[event.route])
-        # The schedule is made of floats: the small shift keeps n * period on its own side of the slot's border.
-        slot = floor(event.due_at / self.period_s + 1e-6)
-        beat.rounds = [stream.expect(beat, slot) for stream in self._streams_of[event.route]]
+        """Put the heartbeat into the round of its slot. A late-comer, whose slot has passed, is a round of its own:
+        what a closed round proves must not be changed by who joins."""
+        slot, newest = self._slot(event.due_at), self._newest
+        if slot < newest.slot:
+            round_ = self._begin(slot, closed=True)
+        elif slot > newest.slot or newest.closed or event.route in newest.beats:
+            newest.closed = True
+            self._newest = round_ = self._begin(slot, closed=False)
+        else:
+            round_ = newest
+        beat = _Beat(event.due_at, self._silences[event.route], round_)
+        round_.beats[event.route] = beat
+        round_.pending += 1
+        if len(round_.beats) == self._routes:
+            round_.closed = True
         self._open[event.heartbeat, event.route] = beat
-
-    def settle(self, event: Outcome) -> None:
-        beat = self._open.pop((event.heartbeat, event.route))
-        beat.live = event.live
-        if event.live is Live.ARRIVED:
-            # Not its latency: an arrival is kept back until the send is answered, and silence lasts as long as that.
-            beat.silences.learn(event.at - event.due_at)
-        for round_, stream in zip(beat.rounds, self._streams_of[event.route], strict=True):
-            round_.settle(beat)
-            stream.fold()
 
     def overdue(self, event: Outcome) -> None:
         """From now on this heartbeat's silence may page."""
         self._open[event.heartbeat, event.route].live = event.live
 
+    def settle(self, event: Outcome) -> "_Beat":
+        beat = self._open.pop((event.heartbeat, event.route))
+        beat.live = event.live
+        round_ = beat.round_
+        round_.pending -= 1
+        if event.live is Live.ARRIVED:
+            round_.arrived += 1
+        elif event.live is Live.MISSED:
+            round_.missed += 1
+        if event.live is not Live.EXCUSED:
+            self.unmeasured_rounds = 0
+        if not round_.pending:
+            self._fold()
+        return beat
+
+    def arrive(self, event: Outcome) -> tuple[float, Trial | None]:
+        """Settle it and learn from it. Returns what it adds to the evidence, and the trial that failed, if it took
+        unusually long."""
+        beat = self.settle(event)
+        # Not its latency: an arrival is kept back until the send is answered, and silence lasts as long as that.
+        beat.silences.learn(event.at - event.due_at)
+        slot = beat.round_.slot
+        for tally in self._arrival_tallies[event.route]:
+            tally.take(slot)
+        if event.latency_s is None:
+            return 0.0, None
+        latencies = self._latencies[event.route]
+        beyond_q95, beyond_q99 = latencies.exceeded(event.latency_s)
+        if self.tier is Tier.OK:
+            latencies.learn(event.latency_s)
+        if not beyond_q95:
+            return 0.0, None
+        return self._be_late(event, slot, beyond_q99)
+
+    def _be_late(self, event: Outcome, slot: int, beyond_q99: bool) -> tuple[float, Trial | None]:
+        """The route bets on both bounds with half its weight each; groups on the higher one."""
+        late, tallies = self._streams[Kind.LATE], self._tallies[Aspect.ARRIVAL]
+        route, *groups = _names(Aspect.ARRIVAL, event.route)
+        felt = late.fail(route, tallies[route], slot, event.due_at, EXCEEDED[0], part="q95", share=0.5)
+        if not beyond_q99:
+            return felt, None
+        felt += late.fail(route, tallies[route], slot, event.due_at, EXCEEDED[1], part="q99", share=0.5)
+        for names in groups:
+            if names in tallies:
+                felt += late.fail(names, tallies[names], slot, event.due_at, EXCEEDED[1])
+        trial = Trial(
+            Aspect.ARRIVAL, Kind.LATE, event.route, event.due_at, event.at, event.labels, event.heartbeat
+        )
+        return felt, trial
+
+    def _slot(self, due_at: float) -> int:
+        # The schedule is made of floats: the small shift keeps n * period on its own side of the slot's border.
+        return floor(due_at / self._period_s + 1e-6)
+
+    def _begin(self, slot: int, closed: bool) -> "_Round":
+        round_ = _Round(slot, self.losses.tolerated, closed)
+        self._rounds.append(round_)
+        return round_
+
+    def _fold(self) -> None:
+        """Settled rounds become scores, in the order of sending. Where all went well, that is one count for all."""
+        while self._rounds and self._rounds[0].closed and not self._rounds[0].pending:
+            round_ = self._rounds.popleft()
+            if round_.arrived == self._routes:
+                self._good_rounds.number += 1
+            else:
+                for stream in self._live:
+                    stream.fold(round_)
+            if self.tier is Tier.OK:
+                self._unlearned_settled += round_.arrived + round_.missed
+                self._unlearned_missed += round_.missed
+
+    def relearn(self, at: float) -> Tolerated | None:
+        """What the shard may lose, from what it has lost; from time to time."""
+        if self._unlearned_settled < RELEARN_EVERY:
+            return None
+        changed = self.losses.learn(self._unlearned_settled, self._unlearned_missed)
+        self._unlearned_settled = self._unlearned_missed = 0
+        if not changed:
+            return None
+        return Tolerated(self.name, self.losses.tolerated, self.losses.missed, self.losses.settled, at)
+
+    # --- all other aspects
+
+    def try_(self, event: Trial) -> float:
+        """Count the trial in each of its groups; where it failed, that is evidence, once per slot. Returns how much."""
+        slot, tallies, felt = self._slot(event.due_at), self._tallies[event.aspect], 0.0
+        if event.aspect is Aspect.SESSION and slot > self._session_slot:
+            # Sessions are tried in every slot in which this agent is able to judge.
+            self._session_slot = slot
+            self.unmeasured_rounds += 1
+        for names in _names(event.aspect, event.route):
+            if (tally := tallies.get(names)) is None:
+                continue  # the end is in no route: an outsider
+            tally.take(slot)
+            if event.failed is not None:
+                streams = self._streams[event.failed]
+                felt += streams.fail(names, tally, slot, event.due_at, streams.probability(event))
+        return felt
+
+    # --- what it comes to
+
     def stirs_at(self) -> float | None:
         """When this shard should be weighed next; heartbeats are opened in the order of their due times."""
-        if self.tier is Tier.PAGE:
-            return None
         if self.tier is Tier.SUSPECT:
             return -inf
+        if Kind.UNDELIVERED in self.paging:
+            return None
         oldest = next(iter(self._open.values()), None)
         return None if oldest is None else oldest.due_at + QUIET_S
 
-    def weigh(self, lens: _Lens) -> float:
-        return sum(stream.weight * stream.weigh(lens) for stream in self.streams)
+    def weigh(self, lens: "_Lens") -> "_Evidence":
+        live = sum([stream.weight * mean(stream.scores(self._rounds, lens)) for stream in self._live])
+        return {Kind.UNDELIVERED: live} | {kind: one.weigh() for kind, one in self._streams.items()}
 
-    def change(self, tier: Tier, now: float, lens: _Lens) -> Alarm:
+    def change(self, tier: Tier, now: float, lens: "_Lens", evidence: "_Evidence") -> Alarm:
         was, self.tier = self.tier, tier
-        loudest = max(
-            self.streams, key=lambda stream: (stream.weight * stream.weigh(lens), -stream.onset(lens)[0])
-        )
-        onset_at, loss = loudest.onset(lens)
+        kind = max(evidence, key=evidence.__getitem__)
+        if tier is Tier.PAGE:
+            self.paging.add(kind)
+        if kind is Kind.UNDELIVERED:
+            readings = [stream.read(self._rounds, lens) for stream in self._live]
+        else:
+            readings = self._streams[kind].read()
+        loudest = max(readings, key=lambda one: (one.weight * one.score, -one.onset_at), default=None)
         return Alarm(
             shard=self.name,
             tier=tier,
             was=was,
             at=now,
-            evidence_rounds=self.page_rounds if tier is Tier.PAGE else self.suspect_rounds,
-            loss=loss,
-            onset_at=min(onset_at, now),
-            routes=self._loud_routes(lens),
+            evidence_rounds=sum(evidence.values()),
+            loss=loudest.loss if loudest else 0.0,
+            onset_at=min(loudest.onset_at, now) if loudest else now,
+            routes=_loud_routes(readings),
+            kind=kind,
         )
 
-    def _loud_routes(self, lens: _Lens) -> tuple[Route, ...]:
-        loud = [
-            (score, stream.members[0]) for stream in self._routes if (score := stream.weigh(lens)) >= LOUD
-        ]
-        return tuple(route for _, route in sorted(loud, key=lambda pair: -pair[0]))
+    @property
+    def blind(self) -> bool:
+        return self.tier is not Tier.PAGE and self.unmeasured_rounds >= UNMEASURED_ROUNDS
+
+    def lose_sight(self, now: float) -> Alarm:
+        """No heartbeat has counted, for or against the shard, for so long that nobody can call it healthy."""
+        was, self.tier = self.tier, Tier.PAGE
+        self.paging.add(Kind.UNMEASURED)
+        onset_at = now - self.unmeasured_rounds * self._period_s
+        return Alarm(self.name, Tier.PAGE, was, now, CEILING, 1.0, onset_at, (), Kind.UNMEASURED)
 
 
-class _Stream:
-    """A sequence of rounds and its scores. Settled rounds are folded in, in the order of sending; the open ones are
-    replayed on top of them whenever somebody asks, each with the surprise of its silence so far."""
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One stream at the moment of an alarm."""
 
-    def __init__(self, members: tuple[Route, ...], weight: float, tolerated: float) -> None:
-        self.members = members
-        self.weight = weight
-        self._tolerated = tolerated
-        self._scores: _Scores = START
-        self._folded = 0
-        self._misses: deque[_Miss] = deque(maxlen=MISSES_KEPT)
-        self._rounds: deque[_Round] = deque()
+    group: _Group
+    weight: float
+    score: float
+    onset_at: float
+    loss: float
+
+
+def _loud_routes(readings: Iterable[_Reading]) -> tuple[Route, ...]:
+    loud = {
+        route: reading.score
+        for reading in readings
+        if reading.group.single and reading.score >= LOUD
+        for route in reading.group.routes
+    }
+    return tuple(sorted(loud, key=lambda route: -loud[route]))
+
+
+# --- streams of trials ------------------------------------------------------------------------------------------------
+
+
+class _Tally(Rounds):
+    """Counts the slots in which a group had a trial."""
+
+    __slots__ = ("_slot",)
+
+    def __init__(self) -> None:
+        super().__init__()
         self._slot = -1
-        self._newest = _Round(tolerated, closed=True)
+
+    def take(self, slot: int) -> None:
+        if slot > self._slot:
+            self._slot = slot
+            self.number += 1
+
+
+@dataclass(eq=False, slots=True)
+class _TrialStream:
+    group: _Group
+    weight: float
+    stream: Stream
+    slot: int = -1
+    """Of its last failure: a round fails once, however many of its members do."""
+
+
+class _Streams:
+    """All streams of one kind of failure on one shard. Each begins with its first failure; until then it is as good as
+    any that has been healthy for ever, and all of those together are one number."""
+
+    def __init__(self, weights: dict[_Group, float], tolerated: float) -> None:
+        self.weights = weights
+        self._groups = {group.names: group for group in weights}
+        self._tolerated = tolerated
+        self._begun: dict[tuple[str, ...], _TrialStream] = {}
+
+    def __len__(self) -> int:
+        return len(self._begun)
 
     def reset(self) -> None:
-        """Forget everything, heartbeats in flight included: what has alarmed once must not alarm again."""
-        self._scores = START
-        self._misses.clear()
-        self._rounds.clear()
-        self._newest = _Round(self._tolerated, closed=True)
+        self._begun.clear()
 
-    def expect(self, beat: "_Beat", slot: int) -> "_Round":
-        """Put the heartbeat into the round of its slot. A late-comer, whose slot has passed, is a round of its own:
-        what a closed round proves must not be changed by who joins."""
-        if slot < self._slot:
-            round_ = self._begin(closed=True)
-        elif slot > self._slot or self._newest.closed:
-            self._newest.closed = True
-            self._slot = slot
-            self._newest = round_ = self._begin(closed=False)
-        else:
-            round_ = self._newest
-        round_.join(beat)
-        round_.closed = round_.closed or round_.joined == len(self.members)
-        return round_
+    def probability(self, event: Trial) -> float:
+        """That a healthy shard fails this trial. A session may end in an ordinary way or against the protocol: each has
+        half of what is tolerated in all."""
+        if event.aspect is Aspect.SESSION:
+            return 2 * (NEVER if event.violation else self._tolerated)
+        return self._tolerated
 
-    def _begin(self, closed: bool) -> "_Round":
-        round_ = _Round(self._tolerated, closed)
-        self._rounds.append(round_)
-        return round_
+    def fail(
+        self,
+        names: tuple[str, ...],
+        tally: _Tally,
+        slot: int,
+        due_at: float,
+        probability: float,
+        part: str = "",
+        share: float = 1.0,
+    ) -> float:
+        """The tally has counted the slot. Returns what the stream weighs now, in rounds."""
+        group = self._groups.get(names)
+        if group is None:
+            return 0.0
+        one = self._begun.get((*names, part))
+        if one is None:
+            stream = Stream(tally, since=tally.number - 1)
+            one = self._begun[*names, part] = _TrialStream(group, share * self.weights[group], stream)
+        if slot > one.slot:
+            one.slot = slot
+            one.stream.bad(1 / (group.members * probability), due_at, counted=True)
+        return one.weight * mean(one.stream.scores())
 
-    def fold(self) -> None:
-        while self._rounds and self._rounds[0].closed and not self._rounds[0].pending:
-            round_ = self._rounds.popleft()
-            if round_.beats:
-                surprise = round_.surprise(SETTLED)
-                self._scores = _capped(_bet(self._scores, surprise))
-                self._folded += 1
-                if round_.missed:
-                    self._misses.append(round_.miss(self._folded, surprise))
+    def weigh(self) -> float:
+        for key in [key for key, one in self._begun.items() if one.stream.calm]:
+            del self._begun[key]
+        calm = HEALTHY * sum(self.weights.values())
+        return calm + sum(
+            [one.weight * (mean(one.stream.scores()) - HEALTHY) for one in self._begun.values()]
+        )
 
-    def weigh(self, lens: _Lens) -> float:
-        """The mean score, with the silence of the open rounds seen through `lens`."""
-        return min(sum(self._replay(lens)) / len(LOSSES), CEILING)
-
-    def _replay(self, lens: _Lens) -> _Scores:
-        scores = self._scores
-        for round_ in self._rounds:
-            if round_.beats:
-                scores = _bet(scores, round_.surprise(lens))
-        return scores
-
-    def onset(self, lens: _Lens) -> tuple[float, float]:
-        """When the loss began, and the share lost since: the first miss after the evidence for the likeliest loss was
-        last at its floor. (inf, 0) when nothing was missed."""
-        scores = self._replay(lens)
-        q = LOSSES[max(range(len(LOSSES)), key=scores.__getitem__)]
-        level, onset_at, first, last, lost = 0.0, inf, 0, 0, 0
-        for miss in (*self._misses, *self._open_misses(lens)):
-            level += (miss.number - last - 1) * log(1 - q)
-            if level <= 0 or onset_at == inf:
-                level, onset_at, first, lost = 0.0, miss.due_at, miss.number, 0
-            level += log(1 - q + q * miss.surprise)
-            last = miss.number
-            lost += miss.beats
-        total = (max(last, self._folded) - first + 1) * len(self.members)
-        return onset_at, lost / total
-
-    def _open_misses(self, lens: _Lens) -> Iterable["_Miss"]:
-        counted = [round_ for round_ in self._rounds if round_.beats]
-        for number, round_ in enumerate(counted, self._folded + 1):
-            if (surprise := round_.surprise(lens)) > 1:
-                yield round_.miss(number, surprise)
+    def read(self) -> list[_Reading]:
+        return [
+            _Reading(one.group, one.weight, mean(one.stream.scores()), *one.stream.onset())
+            for one in self._begun.values()
+        ]
 
 
-def _bet(scores: _Scores, surprise: float) -> _Scores:
-    """R <- (1 + R) (1 - q + q x). Written out: a poll in the middle of an incident takes this step a thousand times."""
-    a, b, c, d, e = scores
-    qa, qb, qc, qd, qe = LOSSES
-    gain = surprise - 1
-    return (
-        (1 + a) * (1 + qa * gain),
-        (1 + b) * (1 + qb * gain),
-        (1 + c) * (1 + qc * gain),
-        (1 + d) * (1 + qd * gain),
-        (1 + e) * (1 + qe * gain),
-    )
+# --- the live path's streams, rounds and heartbeats -------------------------------------------------------------------
 
 
-def _capped(scores: _Scores) -> _Scores:
-    a, b, c, d, e = scores
-    return min(a, CEILING), min(b, CEILING), min(c, CEILING), min(d, CEILING), min(e, CEILING)
+class _LiveStream:
+    """Settled rounds are folded into the scores; the open ones are replayed on top of them whenever somebody asks, each
+    with the surprise of its silence so far."""
 
+    def __init__(self, group: _Group, weight: float, good_rounds: Rounds) -> None:
+        self.weight = weight
+        self._group = group
+        self._stream = Stream(good_rounds, since=good_rounds.number)
 
-# --- rounds and heartbeats -----------------------------------------------------------------------------------------
+    def fold(self, round_: "_Round") -> None:
+        """A round in which not all of the shard arrived."""
+        surprise = round_.surprise(self._group.routes, SETTLED)
+        if surprise == 0:
+            self._stream.good()
+        elif surprise is not None:
+            self._stream.bad(surprise, *round_.missing(self._group.routes))
+
+    def scores(self, rounds: Iterable["_Round"], lens: "_Lens") -> Scores:
+        return self._stream.scores(
+            [
+                surprise
+                for round_ in rounds
+                if (surprise := round_.surprise(self._group.routes, lens)) is not None
+            ]
+        )
+
+    def read(self, rounds: Iterable["_Round"], lens: "_Lens") -> _Reading:
+        opened, number = list[Miss](), 0
+        for round_ in rounds:
+            surprise = round_.surprise(self._group.routes, lens)
+            number += surprise is not None
+            if surprise is not None and surprise > 1:
+                opened.append(Miss(number, *round_.missing(self._group.routes), surprise))
+        onset_at, loss = self._stream.onset(opened, len(self._group.routes))
+        return _Reading(self._group, self.weight, mean(self.scores(rounds, lens)), onset_at, loss)
 
 
 @dataclass(slots=True, eq=False)
 class _Beat:
-    """One heartbeat on one route; shared by the rounds of all its streams."""
+    """One heartbeat on one route."""
 
     due_at: float
-    silences: "_Silences"
+    silences: Silences
+    round_: "_Round"
     live: Live = Live.EXPECTED
-    rounds: list["_Round"] = field(default_factory=list)
     _seen_through: "_Lens | None" = None
     _late: float = 1.0
 
@@ -421,108 +770,65 @@ class _Beat:
         return self._late
 
 
-@dataclass(slots=True, eq=False)
 class _Round:
-    """The heartbeats of a stream in one slot of the schedule."""
+    """The heartbeats of the shard in one slot of the schedule, and what each group of routes has to show in it."""
 
-    tolerated: float
-    closed: bool
-    """Nobody joins any more; an open round proves nothing, for who is to come is as good as late."""
-    beats: list[_Beat] = field(default_factory=list)
-    """Those that count. None left: there was no such round, for if it counted, be it with a surprise of 1, then an hour
-    of excuses would be worth an hour of evidence."""
-    joined: int = 0
-    """With the excused ones."""
-    pending: int = 0
-    """Those nothing is known of yet."""
-    missed: int = 0
+    __slots__ = ("arrived", "beats", "closed", "missed", "pending", "slot", "tolerated")
 
-    def join(self, beat: _Beat) -> None:
-        self.beats.append(beat)
-        self.joined += 1
-        self.pending += 1
+    def __init__(self, slot: int, tolerated: float, closed: bool) -> None:
+        self.slot = slot
+        self.tolerated = tolerated
+        self.closed = closed
+        """Nobody joins any more."""
+        self.beats: dict[Route, _Beat] = {}
+        self.pending = 0
+        """Those nothing is known of yet."""
+        self.arrived = self.missed = 0
 
-    def settle(self, beat: _Beat) -> None:
-        self.pending -= 1
-        if beat.live is Live.EXCUSED:
-            self.beats.remove(beat)
-        elif beat.live is Live.MISSED:
-            self.missed += 1
-
-    def surprise(self, lens: _Lens) -> float:
+    def surprise(self, routes: Sequence[Route], lens: "_Lens") -> float | None:
         """1/P(somebody is missing, or still silent at this age, under health), by the union bound over the members;
-        the members that arrived are part of the bound, for which of them did so is chance."""
-        if not self.closed:
-            return 1.0
-        if self.missed:
-            return 1 / (len(self.beats) * self.tolerated)
-        if not self.pending:
+        the members that arrived are part of the bound, for which of them did so is chance. None: nobody counts, so
+        there was no such round; if it counted, be it with a surprise of 1, then an hour of excuses would be worth an
+        hour of evidence."""
+        joined = counted = 0
+        missed = waiting = False
+        newest_due_at = inf
+        for route in routes:
+            if (beat := self.beats.get(route)) is None:
+                continue
+            joined += 1
+            if beat.live is Live.EXCUSED:
+                continue
+            counted += 1
+            missed = missed or beat.live is Live.MISSED
+            waiting = waiting or beat.live in WAITING
+            newest_due_at = beat.due_at
+        if not counted:
+            return None
+        if not self.closed and joined < len(routes):
+            return 1.0  # who is to come is as good as late
+        if missed:
+            return 1 / (counted * self.tolerated)
+        if not waiting:
             return 0.0
-        if lens.as_of <= self.beats[-1].due_at:
+        if lens.as_of <= newest_due_at:
             return 1.0  # what the sum below would say at length
-        unlikely = sum([self.tolerated + beat.late(lens) for beat in self.beats])
-        return 1 / min(unlikely, 1.0)
+        return 1 / min(self._unlikely(routes, lens), 1.0)
 
-    def miss(self, number: int, surprise: float) -> "_Miss":
-        missing = [beat.due_at for beat in self.beats if beat.live in SILENT]
-        return _Miss(number, min(missing), len(missing), surprise)
+    def _unlikely(self, routes: Sequence[Route], lens: "_Lens") -> float:
+        return sum(
+            [
+                self.tolerated + beat.late(lens)
+                for route in routes
+                if (beat := self.beats.get(route)) is not None and beat.live is not Live.EXCUSED
+            ]
+        )
 
-
-@dataclass(frozen=True, slots=True)
-class _Miss:
-    number: int
-    due_at: float
-    beats: int
-    surprise: float
-
-
-# --- how long silence is healthy ------------------------------------------------------------------------------------
-
-BUCKET_FIRST_S = 0.001
-BUCKET_WIDTH_LOG = log(1.2)
-BUCKETS = 64
-"""1 ms to 100 s in steps of 20 %."""
-
-SAMPLES_MAX = 20_000
-"""Then all counts are halved: a route at 1 Hz forgets what was normal within some hours."""
-
-PRIOR_SAMPLES = 5
-"""So many samples of its own outweigh what the other routes of the shard have taught."""
-
-
-class _Silences:
-    """How long the heartbeats of one route are silent, learned in logarithmic buckets; `prior` speaks while there are
-    few of them."""
-
-    def __init__(self, prior: "_Silences | None") -> None:
-        self._prior = prior
-        self._counts = [0] * BUCKETS
-        self._total = 0
-
-    def learn(self, silence_s: float) -> None:
-        self._counts[_bucket(silence_s)] += 1
-        self._total += 1
-        if self._total >= SAMPLES_MAX:
-            self._counts = [(count + 1) // 2 for count in self._counts]  # the tail stays
-            self._total = sum(self._counts)
-        if self._prior is not None:
-            self._prior.learn(silence_s)
-
-    def survival(self, age_s: float) -> float:
-        """P(silent for longer than `age_s`), from above: inflated by 1.3 in time and by 1.2, and never below a heavy
-        tail, because the sample knows least where it matters most."""
-        if age_s <= 0:
-            return 1.0
-        return min(max(1.2 * self._share_above(_bucket(age_s / 1.3)), 1e-4 / (age_s * sqrt(age_s))), 1.0)
-
-    def _share_above(self, bucket: int) -> float:
-        above = sum(self._counts[bucket:])
-        if self._prior is None:
-            return (above + 1) / (self._total + 1)
-        return (above + PRIOR_SAMPLES * self._prior._share_above(bucket)) / (self._total + PRIOR_SAMPLES)
-
-
-def _bucket(silence_s: float) -> int:
-    if silence_s <= BUCKET_FIRST_S:
-        return 0
-    return min(int(log(silence_s / BUCKET_FIRST_S) / BUCKET_WIDTH_LOG), BUCKETS - 1)
+    def missing(self, routes: Sequence[Route]) -> tuple[float, int]:
+        """Since when, and how many."""
+        due_at = [
+            beat.due_at
+            for route in routes
+            if (beat := self.beats.get(route)) is not None and beat.live in SILENT
+        ]
+        return min(due_at), len(due_at)

@@ -365,6 +365,8 @@ class Trial(Struct, frozen=True, gc=False):
     heartbeat: HeartbeatId | None = None
     reason: str = ""
     """What the shard said, where it said something."""
+    violation: bool = False
+    """SESSION: it ended against the protocol."""
 
 
 class Flag(Enum):
@@ -464,6 +466,17 @@ class Alarm(Struct, frozen=True, gc=False):
     """What the loudest evidence is about. UNDELIVERED: about arrival in time; what became of the missing is not its matter."""
 
 
+class Tolerated(Struct, frozen=True, gc=False):
+    """What a shard may lose without being called ill is another share from now on: learned while nobody suspected it."""
+
+    shard: str
+    loss: float
+    missed: int
+    settled: int
+    """It missed so many heartbeats of so many settled."""
+    at: float
+
+
 # --- what the incident concludes ---------------------------------------------------------------------------------
 
 Literal = tuple[str, str]
@@ -548,5 +561,5 @@ class Blind(Struct, frozen=True, gc=False):
     """It sees again."""
 
 
-Finding = Outcome | Trial | AuditDue | Settled | Closed | Alarm | IncidentChanged | Blind
+Finding = Outcome | Trial | AuditDue | Settled | Closed | Alarm | Tolerated | IncidentChanged | Blind
 Event = Fact | Finding

@@ -47,7 +47,7 @@ class Watch:
         shard_of = {canary.name: canary.shard for canary in canaries}
         for route in routes:
             by_shard.setdefault(shard_of[route.sender], []).append(route)
-        paging = {shard for incident in carried for shard in incident.shards}
+        paging = {shard: {incident.kind, *incident.also} for incident in carried for shard in incident.shards}
         self._ledger = Ledger(canaries, routes, config.heartbeat)
         self._detector = Detector(config.heartbeat, config.detection, by_shard, paging=paging)
         self._incidents = Incidents(

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 from statistics import mean, quantiles
+from typing import TypeVar
 
 from canary.config import Detection, Heartbeats
 from canary.detector import Detector
 from canary.events import (
+    ASPECTS,
     Alarm,
+    Aspect,
     CanaryName,
     Change,
     End,
@@ -18,6 +21,7 @@ from canary.events import (
     Incident,
     IncidentChanged,
     IncidentId,
+    Kind,
     Labels,
     Live,
     Outcome,
@@ -25,12 +29,14 @@ from canary.events import (
     Route,
     Scope,
     Tier,
-    Verdict,
+    Tolerated,
+    Trial,
 )
 
 TEN_SECONDS = Heartbeats(period_s=1, deadline_s=10, pause_allowance_s=3)
 DEFAULT = Detection()
 SOMEWHERE = End("us-east", "us-1", "good-1")
+T = TypeVar("T")
 Missing = Callable[[Random, int, list[Route]], set[Route]]
 """Which routes miss their heartbeat of this round."""
 
@@ -50,7 +56,7 @@ def resolved(shard: str, at: float) -> IncidentChanged:
     nothing = Rate(0, 0)
     incident = Incident(
         IncidentId("x"),
-        Verdict.UNDELIVERED,
+        Kind.UNDELIVERED,
         (shard,),
         Scope((), nothing),
         (),
@@ -76,6 +82,15 @@ def scores(*surprises: float) -> list[float]:
     return scores
 
 
+LIVE_WEIGHT = 0.7
+"""The share of the budget that lies on the live path."""
+
+
+def evidence(live: float) -> float:
+    """A shard's, when nothing but the live path has anything to say."""
+    return LIVE_WEIGHT * live + (1 - LIVE_WEIGHT) * mean(scores())
+
+
 @dataclass
 class Rig:
     """Feeds one detector, either round by round with every outcome known at once, or in time."""
@@ -86,16 +101,43 @@ class Rig:
     paging: tuple[str, ...] = ()
     rounds: Iterator[int] = field(default_factory=count)
     alarms: list[Alarm] = field(default_factory=list)
+    findings: list[Alarm | Trial | Tolerated] = field(default_factory=list)
+    """What was told at once."""
 
     def __post_init__(self) -> None:
-        self.detector = Detector(self.heartbeats, self.detection, self.routes, self.paging)
+        self.detector = Detector(
+            self.heartbeats, self.detection, self.routes, {shard: {Kind.UNDELIVERED} for shard in self.paging}
+        )
         self.shard_of = {route: shard for shard, routes in self.routes.items() for route in routes}
 
-    def tell(self, live: Live, route: Route, due_at: float, at: float) -> list[Alarm]:
+    def tell(self, live: Live, route: Route, due_at: float, at: float) -> None:
         labels = Labels(self.shard_of[route], SOMEWHERE, SOMEWHERE)
         latency_s = at - due_at if live is Live.ARRIVED else None
         heartbeat = HeartbeatId(f"1.{route.sender}.{due_at}")
-        return self.detector.observe(Outcome(heartbeat, route, live, due_at, at, latency_s, labels))
+        self.findings += self.detector.observe(Outcome(heartbeat, route, live, due_at, at, latency_s, labels))
+
+    def try_(
+        self, aspect: Aspect, failed: Kind | None, route: Route, at: float, *, violation: bool = False
+    ) -> None:
+        """One trial beside the live path."""
+        shard = "shard-" + route.sender[1:].split("-")[0]
+        labels = Labels(shard, SOMEWHERE, SOMEWHERE)
+        trial = Trial(aspect, failed, route, at, at, labels, HeartbeatId(f"1.{at}"), violation=violation)
+        self.findings += self.detector.observe(trial)
+
+    def ends(self, kind: Kind) -> list[Route]:
+        """Where trials of this kind are made: each canary with itself, or each route."""
+        match ASPECTS[kind]:
+            case Aspect.SEND:
+                return [Route(name, name) for name in sorted({route.sender for route in self.shard_of})]
+            case Aspect.SESSION:
+                names = {name for route in self.shard_of for name in (route.sender, route.receiver)}
+                return [Route(name, name) for name in sorted(names)]
+            case _:
+                return list(self.shard_of)
+
+    def told(self, kind: type[T]) -> list[T]:
+        return [finding for finding in self.findings if isinstance(finding, kind)]
 
     def play_round(self, missing: set[Route], excused: Collection[Route] = ()) -> list[Alarm]:
         """One heartbeat on every route, settled within the round."""

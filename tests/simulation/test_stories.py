@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canary.drivers.memory import GOOD, LOCAL_FANOUT, Build
-from canary.events import Attached, Change, Detached, Tier, Verdict
+from canary.events import Attached, Change, Detached, Kind, Tier, Verdict
 from tests.simulated import Simulation, demo_config, simulate
 
 SHARDS = ("us-east", "singapore")
@@ -58,7 +58,7 @@ def test_the_ninth_of_december_opens_one_incident_and_resolves_it(december):
 
 def test_the_ninth_of_december_is_called_undelivered_stored_and_replayed(december):
     incident = december.incidents()[-1].incident
-    assert incident.kind is Verdict.UNDELIVERED
+    assert incident.kind is Kind.UNDELIVERED
     assert incident.stored.missed == incident.replayed.missed == 0
     assert incident.stored.total > 0
     assert incident.shards == SHARDS or incident.shards == SHARDS[::-1]
@@ -138,7 +138,7 @@ def test_each_kind_of_failure_has_its_verdict(build: Build, kind: Verdict):
     from_it = [one for one in simulation.settled() if one.route.sender == "us-east-at-us-east-1"]
     assert kind in {one.verdict for one in from_it}
     if kind in (Verdict.LOST, Verdict.UNREPLAYED, Verdict.LATE, Verdict.UNDELIVERED):
-        assert simulation.incidents()[-1].incident.kind is kind
+        assert simulation.incidents()[-1].incident.kind is Kind(kind.value)
     else:
         assert simulation.pages() == []
 
