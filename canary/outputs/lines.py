@@ -1,12 +1,12 @@
 """Events as lines: JSON for programs, plain words for people without a terminal.
 
 JSON lines are objects with the stable name of the event under `event` (`words.NAMES`: sent, skipped, acked, refused,
-unanswered, attached, detached, alive, received, looked, stalled, resumed, outcome, audit_due, settled, closed, alarm, incident),
-the Unix time under `wall`, and the fields of the record as `canary/events.py` names them; enums as their values. The
+unanswered, attached, detached, alive, received, looked, stalled, resumed, outcome, trial, audit_due, settled, closed, alarm,
+tolerated, incident, blind), the Unix time under `wall`, and the fields of the record as `canary/events.py` names them; enums as their values. The
 other times (`at`, `due_at`, `onset_at` ...) stay on the agent's monotonic clock: add `wall - at` for Unix time.
 
 Plain lines tell what is worth a person's eye, as `Narrator` does for the screen too: sessions (summed over a second),
-refusals, oddities, alarms, incidents.
+refusals, oddities, alarms, incidents, and when this agent itself is the one in trouble.
 """
 
 from collections import Counter
@@ -18,26 +18,45 @@ import trio
 
 from canary.events import (
     Alarm,
+    Aspect,
     Attached,
+    Blind,
     CanaryName,
     Change,
     Detached,
     Event,
     Incident,
     IncidentChanged,
+    Kind,
     Refused,
     Settled,
     Skipped,
     Stalled,
     Tier,
+    Tolerated,
+    Trial,
     Unanswered,
 )
-from canary.outputs.words import NAMES, clock_text, kind_in_words, percent, rates_text, scope_text
+from canary.outputs.words import (
+    NAMES,
+    besides,
+    clock_text,
+    counted,
+    kind_in_words,
+    one_line,
+    percent,
+    rates_text,
+    route_text,
+    scope_text,
+)
 
 GROUPED_S = 1.0  # the same thing said within this time is said once, with its number
 GROUPS_MAX = (
     20  # different things of one such time that are told apart; what exceeds them is told as a number
 )
+
+STALLED = Stalled(0.0, 0.0).reason
+"""Says no more than that it could not see."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -77,7 +96,8 @@ def plain_line(told: "Told") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One thing worth a person's eye. `mark` is one of session, send, agent, odd, ok, suspect, page, incident, resolved."""
+    """One thing worth a person's eye. `mark` is one of session, send, agent, blind, odd, learned, ok, suspect, page,
+    incident, resolved."""
 
     wall: float
     mark: str
@@ -93,9 +113,11 @@ class Narrator:
 
     wall_offset_s: float
     _since: float = 0.0
-    _groups: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _groups: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """By mark, noun and text."""
     _attached: Counter[tuple[str, str]] = field(default_factory=Counter)
-    _detached: dict[str, Counter[str]] = field(default_factory=dict)
+    _detached: dict[str, Counter[tuple[bool, str]]] = field(default_factory=dict)
+    """By node, then by whether the shard broke its protocol and the reason."""
     _nodes: dict[CanaryName, str] = field(default_factory=dict)
     _builds: dict[str, str] = field(default_factory=dict)
 
@@ -108,20 +130,28 @@ class Narrator:
                 self._attach(event)
             case Detached():
                 node = self._nodes.get(event.canary, "its node")
-                self._detached.setdefault(node, Counter())[event.reason] += 1
+                self._detached.setdefault(node, Counter())[event.violation, event.reason] += 1
             case Refused():
-                self._sum("send", f"refused by the shard: {event.reason}")
+                self._sum("send", "heartbeat", f"refused by the shard: {event.reason}")
             case Unanswered():
-                self._sum("send", f"without an answer: {event.reason}")
+                self._sum("send", "heartbeat", f"without an answer: {event.reason}")
             case Skipped():
-                self._sum("send", f"skipped: {event.reason}")
+                self._sum("send", "heartbeat", f"skipped: {event.reason}")
             case Settled():
                 for flag in sorted(flag.value for flag in event.flags):
-                    self._sum("odd", f"{flag} on {event.labels.shard}")
+                    self._sum("odd", "delivery", f"{flag} on {event.labels.shard}")
+            case Trial(aspect=Aspect.LOOK, failed=Kind() as kind):
+                self._sum("odd", "look-up", f"{kind.value} on {event.labels.shard}")
+            case Trial(aspect=Aspect.LEAK, failed=Kind() as kind):
+                self._sum("odd", "heartbeat", f"{kind.value} to {event.route.receiver}, an outsider")
             case Stalled():
                 told.append(self._tell(event.at, "agent", _stalled_text(event)))
+            case Blind():
+                told.append(self._tell(event.at, "blind", self._blind_text(event)))
             case Alarm():
                 told.append(self._tell(event.at, event.tier.value, self._alarm_text(event)))
+            case Tolerated():
+                told.append(self._tell(event.at, "learned", _tolerated_text(event)))
             case IncidentChanged():
                 mark = "resolved" if event.change is Change.RESOLVED else "incident"
                 told.append(self._tell(event.at, mark, _incident_text(event)))
@@ -142,13 +172,12 @@ class Narrator:
         return bool(self._groups or self._attached or self._detached)
 
     def _tell(self, at: float, mark: str, text: str) -> Told:
-        return Told(at + self.wall_offset_s, mark, text)
+        return Told(at + self.wall_offset_s, mark, one_line(text))
 
-    def _sum(self, mark: str, text: str) -> None:
-        key = (mark, text)
-        self._groups[
-            key if key in self._groups or len(self._groups) < GROUPS_MAX else (mark, "of other kinds")
-        ] += 1
+    def _sum(self, mark: str, noun: str, text: str) -> None:
+        key = (mark, noun, text)
+        told_apart = key in self._groups or len(self._groups) < GROUPS_MAX
+        self._groups[key if told_apart else (mark, noun, "of other kinds")] += 1
 
     def _attach(self, event: Attached) -> None:
         self._nodes[event.canary] = event.node
@@ -157,7 +186,7 @@ class Narrator:
     def _session_texts(self) -> list[str]:
         return [
             *(
-                f"{_number(reasons.total(), 'canary')} detached from {node}: {reasons.most_common(1)[0][0]}"
+                f"{_number(reasons.total(), 'canary')} detached from {node}: {_reason_text(reasons)}"
                 for node, reasons in self._detached.items()
             ),
             *(
@@ -176,27 +205,53 @@ class Narrator:
         return by_build
 
     def _group_texts(self) -> list[tuple[str, str]]:
-        nouns = {"send": "heartbeat", "odd": "delivery"}
         return [
-            (mark, f"{_number(count, nouns[mark])} {text}") for (mark, text), count in self._groups.items()
+            (mark, f"{_number(count, noun)} {text}") for (mark, noun, text), count in self._groups.items()
         ]
 
     def _alarm_text(self, alarm: Alarm) -> str:
         if alarm.tier is Tier.OK:
             return f"{alarm.shard} delivers again"
         since = clock_text(alarm.onset_at + self.wall_offset_s)
-        return f"{alarm.shard} misses {percent(alarm.loss)} since {since} on {_routes_text(alarm)}"
+        where = f"since {since} on {_routes_text(alarm)}"
+        if alarm.kind is Kind.UNMEASURED:
+            return f"{alarm.shard}: {kind_in_words(alarm.kind)} {where}"
+        if alarm.kind is Kind.UNDELIVERED:
+            return f"{alarm.shard} misses {percent(alarm.loss)} {where}"
+        return f"{alarm.shard}: {percent(alarm.loss)} {counted(alarm.kind)} {where}"
+
+    def _blind_text(self, blind: Blind) -> str:
+        since = clock_text(blind.since_at + self.wall_offset_s)
+        if blind.over:
+            return (
+                f"this agent sees again; it was blind for {blind.at - blind.since_at:.0f} s: {blind.reason}"
+            )
+        return f"this agent is blind since {since}: {blind.reason}; it cannot say how the shards are"
 
 
 def _stalled_text(stalled: Stalled) -> str:
-    return f"this agent stood still for {stalled.lasted_s:.1f} s; what it did not see then proves nothing"
+    """Some troubles last, others have no length: a wall clock steps."""
+    lasted = f" for {stalled.lasted_s:.1f} s" if stalled.lasted_s else ""
+    reason = f": {stalled.reason}" if stalled.reason != STALLED else ""
+    return f"this agent could not see{lasted}{reason}; what it did not see then proves nothing"
+
+
+def _tolerated_text(learned: Tolerated) -> str:
+    seen = f"{learned.missed} of {learned.settled} heartbeats while nobody suspected it"
+    return f"{learned.shard} may lose {learned.loss:.2%} from now on without an alarm: it lost {seen}"
+
+
+def _reason_text(reasons: Counter[tuple[bool, str]]) -> str:
+    """The most frequent one; what breaks the protocol goes before what may happen to anybody."""
+    violation, reason = max(reasons, key=lambda said: (said[0], reasons[said]))
+    return f"{reason} (against the protocol)" if violation else reason
 
 
 def _routes_text(alarm: Alarm) -> str:
     if not alarm.routes:
         return "no single route"
-    first, more = alarm.routes[0], len(alarm.routes) - 1
-    return f"{first.sender} -> {first.receiver}" + (f" and {_number(more, 'more route')}" if more else "")
+    first, more = route_text(alarm.routes[0], alarm.kind), len(alarm.routes) - 1
+    return first + (f" and {_number(more, 'more route')}" if more else "")
 
 
 def _incident_text(changed: IncidentChanged) -> str:
@@ -204,11 +259,11 @@ def _incident_text(changed: IncidentChanged) -> str:
     shards = ", ".join(incident.shards)
     if changed.change is Change.RESOLVED:
         return f"{shards}: resolved {_lasted_text(incident)}, {changed.reason} [{incident.id}]"
-    said = f"{scope_text(incident.scope)}; {rates_text(incident.scope)}"
+    kind = incident.kind
+    said = "; ".join([*besides(incident), scope_text(incident.scope, kind), rates_text(incident.scope, kind)])
     if changed.change is Change.UPDATED:
         return f"{shards}: now {said} ({changed.reason}) [{incident.id}]"
-    kind = f"{incident.kind.value.upper()}, {kind_in_words(incident.kind)}"
-    return f"{shards}: {kind}; {said} [{incident.id}]"
+    return f"{shards}: {kind.value.upper()}, {kind_in_words(kind)}; {said} [{incident.id}]"
 
 
 def _lasted_text(incident: Incident) -> str:

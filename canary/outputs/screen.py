@@ -17,7 +17,9 @@ from rich.text import Text
 from canary.events import (
     Acked,
     Alarm,
+    Aspect,
     Attached,
+    Blind,
     CanaryName,
     Detached,
     Event,
@@ -25,17 +27,29 @@ from canary.events import (
     Incident,
     IncidentChanged,
     IncidentId,
+    Kind,
     Outcome,
     Route,
     Rule,
     Sent,
     Tier,
+    Tolerated,
+    Trial,
 )
 from canary.events import (
     Live as LivePath,
 )
 from canary.outputs.lines import Narrator, Told
-from canary.outputs.words import clock_text, kind_in_words, percent, rates_text, scope_in_words, short_names
+from canary.outputs.words import (
+    besides,
+    clock_text,
+    kind_in_words,
+    one_line,
+    percent,
+    rates_text,
+    scope_in_words,
+    short_names,
+)
 
 REFRESH_S = 0.25
 BEATS_SHOWN = 5  # heartbeats of a route behind a cell: old enough to be no accident, young enough to be news
@@ -83,11 +97,14 @@ class _Reach:
         self.arrived += arrived
         self.expected += expected
 
-    def share(self, now: float) -> float | None:
+    def forget(self, now: float) -> None:
         while self.steps and self.steps[0][0] < now - REACH_S:
             _, arrived, expected = self.steps.popleft()
             self.arrived -= arrived
             self.expected -= expected
+
+    def share(self, now: float) -> float | None:
+        self.forget(now)
         return self.arrived / self.expected if self.expected else None
 
 
@@ -100,6 +117,8 @@ class ScreenState:
     now: float = 0.0
     sent: int = 0
     tiers: dict[str, Tier] = field(default_factory=dict)
+    tolerated: dict[str, float] = field(default_factory=dict)
+    """The loss that each shard may have, where it has learned of more than the configured one."""
     builds: dict[str, str] = field(default_factory=dict)
     build_changed_at: dict[str, float] = field(default_factory=dict)
     sessions: dict[CanaryName, str | None] = field(default_factory=dict)
@@ -110,9 +129,14 @@ class ScreenState:
     """The region that sends on a shard."""
     latencies: dict[tuple[str, bool], deque[float]] = field(default_factory=dict)
     """By shard and whether sender and receiver share a region."""
+    blind: Blind | None = None
+    """Why this agent cannot judge, while it cannot."""
+    outsiders: dict[str, set[CanaryName]] = field(default_factory=dict)
+    """By shard: those that listen for leaks. They are in no cell, for nothing should reach them."""
     feed: deque[Told] = field(default_factory=lambda: deque(maxlen=FEED_MAX))
     _tracks: dict[tuple[Cell, Route], _Track] = field(default_factory=dict)
     _reach: _Reach = field(default_factory=_Reach)
+    _leaks: dict[str, _Reach] = field(default_factory=dict)
     _narrator: Narrator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,6 +161,12 @@ class ScreenState:
                 self.tiers[event.shard] = event.tier
             case IncidentChanged():
                 self._observe_incident(event.incident)
+            case Trial(aspect=Aspect.LEAK):
+                self._observe_outsider(event)
+            case Tolerated():
+                self.tolerated[event.shard] = event.loss
+            case Blind():
+                self.blind = None if event.over else event
 
     @property
     def wall(self) -> float:
@@ -151,6 +181,11 @@ class ScreenState:
     def reach(self) -> float | None:
         """Over the last REACH_S; None before anything was due."""
         return self._reach.share(self.now)
+
+    def leaked(self, shard: str) -> float:
+        """The share of the last REACH_S that reached an outsider."""
+        leaks = self._leaks.get(shard)
+        return (leaks.share(self.now) if leaks else None) or 0.0
 
     def cells(self) -> dict[Cell, float | None]:
         """Reach of every cell that is in use; None where no receiver has a session there."""
@@ -190,6 +225,13 @@ class ScreenState:
                 outcome.latency_s
             )
 
+    def _observe_outsider(self, trial: Trial) -> None:
+        shard = trial.labels.shard
+        self.outsiders.setdefault(shard, set()).add(trial.route.receiver)
+        leaks = self._leaks.setdefault(shard, _Reach())
+        leaks.put(trial.due_at, trial.failed is not None, 1)
+        leaks.forget(self.now)
+
     def _observe_incident(self, incident: Incident) -> None:
         if incident.resolved_wall is None:
             self.incidents[incident.id] = incident
@@ -209,6 +251,7 @@ _MARK_STYLES = {
     "page": "bold red",
     "suspect": "bold yellow",
     "incident": "bold red",
+    "blind": "bold white on red",
     "resolved": "green",
     "ok": "green",
 }
@@ -219,7 +262,7 @@ _CORNER = "accepted \\ received"
 
 def render(state: ScreenState, width: int, height: int) -> RenderableType:
     """The state as lines of at most `width` columns; the feed takes what is left of `height`."""
-    top = [_header(state), Text(""), *_shards(state, width), *_incidents(state)]
+    top = [_header(state), *_blindness(state), Text(""), *_shards(state, width), *_incidents(state)]
     feed = _feed(state, max(3, height - len(top) - 2))
     lines = [*top, Text(""), *feed]
     for line in lines:
@@ -239,6 +282,13 @@ def _header(state: ScreenState) -> Text:
     )
 
 
+def _blindness(state: ScreenState) -> Iterator[Text]:
+    if state.blind is not None:
+        since = clock_text(state.blind.since_at + state.wall_offset_s)
+        words = f"! THIS AGENT IS BLIND since {since}: {one_line(state.blind.reason)}"
+        yield Text(words, style="bold white on red")
+
+
 def _shards(state: ScreenState, width: int) -> Iterator[Text]:
     cells = state.cells()
     shards = sorted({cell.shard for cell in cells})
@@ -251,6 +301,8 @@ def _shards(state: ScreenState, width: int) -> Iterator[Text]:
         yield _shard_title(state, shard)
         here = {cell: reach for cell, reach in cells.items() if cell.shard == shard}
         yield from _matrix(state, here, label_width, width)
+        if leaked := state.leaked(shard):
+            yield Text(f"! {percent(leaked)} reaches canaries outside the channel", style="bold red")
         yield Text("")
 
 
@@ -264,6 +316,7 @@ def _shard_title(state: ScreenState, shard: str) -> Text:
     return Text.assemble(
         (f"{shard} ", "bold"),
         (tier.value.upper(), _TIER_STYLES[tier]),
+        (f"  may lose {state.tolerated[shard]:.2%}" if shard in state.tolerated else "", "dim"),
         (f"  latency p50/p99 {', '.join(parts)}" if parts else "", "dim"),
     )
 
@@ -334,25 +387,29 @@ def _node_text(state: ScreenState, node: str) -> str:
 
 def _incidents(state: ScreenState) -> Iterator[Text]:
     if not state.incidents:
-        yield Text("no incident is open", style="dim")
+        listening = sum(map(len, state.outsiders.values()))
+        outside = f"; {listening} listening outside the channel" if listening else ""
+        yield Text(f"no incident is open{outside}", style="dim")
     for incident in list(state.incidents.values())[:INCIDENTS_MAX]:
         kind = f"! {incident.kind.value.upper()}  {kind_in_words(incident.kind)}"
         yield Text(kind, style="bold red")
         for rule in incident.scope.rules:
-            yield from _rule(rule)
+            yield from _rule(rule, incident.kind)
         since = f"  {', '.join(incident.shards)} since {clock_text(incident.onset_wall)}: "
-        yield Text(since + rates_text(incident.scope))
+        yield Text(since + rates_text(incident.scope, incident.kind))
+        if said := besides(incident):
+            yield Text(f"  {'; '.join(said)}")
     if len(state.incidents) > INCIDENTS_MAX:
         yield Text(f"! and {len(state.incidents) - INCIDENTS_MAX} more incidents", style="bold red")
 
 
-def _rule(rule: Rule) -> Iterator[Text]:
+def _rule(rule: Rule, kind: Kind) -> Iterator[Text]:
     """The best explanation, and that there are others."""
-    best, *others = (scope_in_words(conjunction) for conjunction in rule.conjunctions)
+    best, *others = (scope_in_words(conjunction, kind) for conjunction in rule.conjunctions)
     yield Text(f"  {best}", style="bold")
     if others:
         many = f"one of {len(others)}, such as " if len(others) > 1 else ""
-        yield Text(f"  or {many}{others[0].removeprefix('messages ')}")
+        yield Text(f"  or {many}{others[0].partition(' ')[2]}")
 
 
 def _feed(state: ScreenState, lines: int) -> list[Text]:

@@ -4,9 +4,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import trio
+from msgspec.structs import replace
 
 from canary.events import (
+    ASPECTS,
     Alarm,
+    Aspect,
     CanaryName,
     Change,
     Closed,
@@ -28,8 +31,10 @@ from canary.events import (
     Scope,
     Sent,
     Settled,
+    Shape,
     Stamp,
     Tier,
+    Trial,
     Verdict,
 )
 
@@ -37,6 +42,7 @@ WALL_OFFSET_S = 1_700_000_000.0
 SENDER = CanaryName("us-east-1-a")
 NEAR = CanaryName("us-east-1-b")
 FAR = CanaryName("us-east-2-a")
+OUTSIDER = CanaryName("us-east-1-outside")
 LOCAL_FANOUT = (("sender.build", "local-fanout"), ("same_node", "no"))
 
 
@@ -114,6 +120,34 @@ def failed(of: Heartbeat) -> Closed:
 
 def looked(of: Heartbeat, oracle: Oracle, found: bool = True) -> Looked:
     return Looked(of.id, oracle, found, of.due_at + 5.0, of.due_at + 5.2, "us-east-2")
+
+
+def told_in_full() -> Closed:
+    """A heartbeat of which everything is known that a record can hold."""
+    shape = Shape("messaging:demo", "large", "unicode")
+    of = replace(heartbeat(), shape=shape)
+    far = settled(of, FAR, flags=frozenset({Flag.DUPLICATED}))
+    ends = replace(
+        far.labels,
+        sender=replace(far.labels.sender, canary=SENDER),
+        receiver=replace(far.labels.receiver, canary=FAR),
+        shape=shape,
+        session="old",
+    )
+    looks = (replace(looked(of, Oracle.STORED, found=False), asker=FAR), looked(of, Oracle.REPLAYED))
+    return replace(closed(of, settled(of), replace(far, labels=ends), looks=looks), leaks=(OUTSIDER,))
+
+
+def trial(failed: Kind | None, receiver: CanaryName = FAR, aspect: Aspect | None = None) -> Trial:
+    return Trial(
+        aspect=aspect or ASPECTS[failed],
+        failed=failed,
+        route=Route(SENDER, receiver),
+        due_at=100.0,
+        at=100.1,
+        labels=labels("us-east-2"),
+        heartbeat=heartbeat().id,
+    )
 
 
 def incident(resolved: bool = False, name: str = "i1") -> Incident:

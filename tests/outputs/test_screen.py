@@ -9,12 +9,15 @@ from rich.console import Console
 
 from canary.events import (
     Acked,
+    Aspect,
     Attached,
+    Blind,
     CanaryName,
     Change,
     Detached,
     End,
     HeartbeatId,
+    Kind,
     Labels,
     Live,
     Outcome,
@@ -24,16 +27,19 @@ from canary.events import (
     Scope,
     Stalled,
     Tier,
+    Tolerated,
 )
 from canary.outputs.screen import Cell, ScreenState, render, run_screen
 from tests.outputs.records import (
     LOCAL_FANOUT,
+    OUTSIDER,
     WALL_OFFSET_S,
     alarm,
     channel_of,
     incident,
     incident_changed,
     sent,
+    trial,
 )
 
 SHARDS = ("us-east", "singapore")
@@ -166,6 +172,31 @@ def test_a_resolved_incident_is_not_open():
     assert not state_of(incident_changed(), incident_changed(Change.RESOLVED)).incidents
 
 
+def leak(seq, failed):
+    """What an outsider heard, or did not, of the heartbeat due at second `seq`."""
+    tried = trial(Kind.MISDELIVERED if failed else None, OUTSIDER, Aspect.LEAK)
+    return replace(tried, due_at=float(seq), at=seq + 1.0)
+
+
+def test_an_outsider_is_no_receiver_that_misses_everything():
+    outside = Attached(OUTSIDER, 1.0, "us-east-2", "good-1", "c9")
+    fleet = [attached("us-east", 2, "us-east"), outcome(2), outcome(3)]
+    without, with_one = state_of(*fleet), state_of(outside, *fleet, leak(2, False), leak(3, True))
+    assert with_one.cells() == without.cells()
+    assert with_one.reach() == without.reach() == 1.0
+    assert with_one.outsiders == {"us-east": {OUTSIDER}}
+    assert with_one.leaked("us-east") == 0.5
+
+
+def test_leaks_are_forgotten_like_everything_else_and_fill_no_memory():
+    state = state_of(*(leak(seq, True) for seq in range(5000)))
+    assert len(state._leaks["us-east"].steps) < 20
+    for seq in range(5000, 5020):
+        state.observe(leak(seq, False))
+    assert state.leaked("us-east") == 0.0
+    assert state.leaked("singapore") == 0.0
+
+
 # --- what it shows -------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +217,38 @@ def test_it_says_in_words_what_is_broken_and_where():
     assert "missing inside 100% (16/16), outside 0% (0/56)" in text
     assert "us-east PAGE  latency p50/p99 same region 4.0/4.0 ms, cross-region 187/187 ms" in text
     assert "36 heartbeats sent" in text
+
+
+def test_leaks_stand_below_their_shard():
+    leaking = drawn(state_of(*demonstration(), leak(16, True), leak(17, False)), height=40)
+    at = leaking.index("! 50% reaches canaries outside the channel")
+    assert leaking[at - 1].startswith("us-east-3")
+    quiet = drawn(state_of(outcome(1), leak(1, False)))
+    assert "no incident is open; 1 listening outside the channel" in quiet
+    assert not any("reaches canaries" in line for line in quiet)
+
+
+def test_an_incident_shows_what_else_is_wrong_and_what_was_said():
+    refused = replace(incident(), kind=Kind.REJECTED, also=(Kind.LATE,), reason="HTTP 429 slow down\nplease")
+    lines = drawn(state_of(replace(incident_changed(), incident=refused)))
+    assert "! REJECTED  the shard refuses to accept messages" in lines
+    assert '  also late; the shard said: "HTTP 429 slow down please"' in lines
+
+
+def test_a_shard_says_what_it_has_learned_to_tolerate():
+    learned = Tolerated("us-east", 0.0031, 103, 100_000, 20.0)
+    lines = drawn(state_of(outcome(1), learned))
+    assert any(line.startswith("us-east OK  may lose 0.31%  latency") for line in lines)
+
+
+def test_a_blind_agent_says_so_at_the_top_until_it_sees_again():
+    blind = Blind(220.0, 100.0, "own network is down", over=False)
+    state = state_of(*demonstration(), blind)
+    lines = drawn(state)
+    assert lines[1] == "! THIS AGENT IS BLIND since 22:15:00Z: own network is down"
+    assert len(lines) <= 24
+    state.observe(replace(blind, at=300.0, over=True))
+    assert not any("IS BLIND" in line for line in drawn(state))
 
 
 def test_nothing_open_and_nothing_sent_is_said_too():

@@ -4,9 +4,20 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from canary.events import Rate, Rule, Scope, Skipped, Verdict
+from canary.events import Detached, Flag, Oracle, Rate, Rule, Scope, Skipped, Verdict
 from canary.outputs.summary import Health, Summary, render_summary, summarise
-from tests.outputs.records import FAR, LOCAL_FANOUT, NEAR, SENDER, closed, heartbeat, sent, settled
+from tests.outputs.records import (
+    FAR,
+    LOCAL_FANOUT,
+    NEAR,
+    OUTSIDER,
+    SENDER,
+    closed,
+    heartbeat,
+    looked,
+    sent,
+    settled,
+)
 
 REFUSED = {FAR: "connection refused"}
 WHERE = Scope((Rule((LOCAL_FANOUT,), Rate(2, 2)),), Rate(0, 2))
@@ -89,6 +100,96 @@ def test_losses_are_told_before_missing_sessions():
     assert check(beat(1, Verdict.LOST), troubles=REFUSED).diagnosis.startswith("LOST: ")
 
 
+# --- what may go wrong though everything arrived ---------------------------------------------------------------------
+
+
+def flagged(seq: int, *flags: Flag):
+    of = heartbeat(seq, 100.0 + seq)
+    return closed(of, settled(of), settled(of, FAR, flags=frozenset(flags)))
+
+
+def unstored(seq: int):
+    """Heard by all, and not in the store."""
+    told = good(seq)
+    look = replace(looked(told.heartbeat, Oracle.STORED, found=False), asker=FAR)
+    return replace(told, settled=tuple(replace(one, stored=False) for one in told.settled), looks=(look,))
+
+
+@pytest.mark.parametrize(
+    ("record", "said", "example"),
+    [
+        (
+            flagged(2, Flag.DUPLICATED),
+            "DUPLICATED: messages arrive more than once (1 of 4 heartbeats).",
+            f"{SENDER} -> {FAR}",
+        ),
+        (
+            flagged(2, Flag.CORRUPTED),
+            "CORRUPTED: messages arrive altered (1 of 4 heartbeats).",
+            f"{SENDER} -> {FAR}",
+        ),
+        (
+            flagged(2, Flag.REORDERED),
+            "REORDERED: messages arrive out of order (1 of 4 heartbeats).",
+            f"{SENDER} -> {FAR}",
+        ),
+        (
+            replace(good(2), leaks=(OUTSIDER,)),
+            "MISDELIVERED: messages reach clients outside the channel (1 of 2 sent).",
+            f"{SENDER} -> {OUTSIDER}: leaked to {OUTSIDER}",
+        ),
+        (
+            unstored(2),
+            "LOST: accepted, then gone from the store (1 of 2 sent).",
+            f"{SENDER} -> {FAR}: not stored at us-east-2 when asked",
+        ),
+        (
+            replace(good(2), answer="HTTP 500"),
+            "UNACKED: the shard does not say whether it accepted messages (1 of 2 sent).",
+            f"{SENDER}: HTTP 500",
+        ),
+    ],
+)
+def test_a_shard_that_delivers_and_does_not_behave_is_failing(record, said, example):
+    summary = check(good(1), record)
+    assert summary.health is Health.FAILING
+    assert summary.diagnosis == said
+    assert example in summary.next_step
+    assert (summary.delivered, sum(summary.failures.values())) == (4, 1)
+
+
+def test_every_kind_of_failure_is_named_the_most_frequent_first():
+    summary = check(flagged(1, Flag.DUPLICATED), flagged(2, Flag.DUPLICATED, Flag.CORRUPTED))
+    assert summary.diagnosis == (
+        "DUPLICATED: messages arrive more than once (2 of 4 heartbeats); also corrupted."
+    )
+    assert summary.failures == {"duplicated": 2, "corrupted": 1}
+
+
+def test_a_session_that_the_shard_ended_against_its_protocol_is_failing():
+    closed_1000 = Detached(FAR, 101.0, "closed with 1000", violation=True)
+    summary = check(good(), closed_1000)
+    assert summary.health is Health.FAILING
+    assert summary.diagnosis == "DETACHED: clients cannot keep a session (1 lost)."
+    assert summary.next_step == f"Example: {FAR}: closed with 1000."
+    assert check(good(), replace(closed_1000, violation=False)).health is Health.HEALTHY
+    assert check(flagged(1, Flag.DUPLICATED), closed_1000).diagnosis.endswith("; also detached.")
+
+
+def test_without_a_single_delivery_lost_answers_may_be_our_own_network():
+    silent = replace(beat(1, Verdict.UNACKED), answer="no answer")
+    silent = replace(silent, settled=silent.settled[1:])
+    summary = check(silent)
+    assert summary.health is Health.INCONCLUSIVE
+    assert summary.diagnosis == "Not every route could be judged."
+    assert check(silent, good(2)).health is Health.FAILING
+
+
+def test_the_scope_of_the_missing_is_not_said_of_anything_else():
+    summary = check(flagged(1, Flag.DUPLICATED), scope=WHERE)
+    assert "Where" not in summary.diagnosis
+
+
 # --- the sentence --------------------------------------------------------------------------------------------------
 
 
@@ -156,3 +257,11 @@ def test_two_nodes_without_a_route_between_them_are_a_dash():
 
 def test_the_exit_codes_are_those_of_the_command():
     assert [health.value for health in (Health.HEALTHY, Health.FAILING, Health.INCONCLUSIVE)] == [0, 1, 3]
+
+
+def test_a_cell_in_which_all_arrived_oddly_says_how_instead_of_the_latency():
+    summary = check(flagged(1, Flag.DUPLICATED), flagged(2, Flag.DUPLICATED, Flag.REORDERED))
+    assert summary.cells[1].flags == {"duplicated": 2, "reordered": 1}
+    row = next(line for line in shown(summary).splitlines() if line.startswith("us-east-1"))
+    assert "4 ms" in row
+    assert "!duplicated" in row
