@@ -9,9 +9,10 @@ beside an agent; by hand:
 Without --until-drained it ends at SIGTERM or Ctrl-C, after a last attempt.
 
 A trace holds the root `heartbeat` (from the intended time to the last settlement), `send` (the request; the servers' own
-spans join below it), one `receive` per route, and `audit stored` / `audit replayed` for the look-ups. What failed to
-arrive is a span too, in error, with verdict and reason: nobody can search for what is absent. When a later fact changes
-a verdict, the trace gets `receive (late)` beside the span that was said before.
+spans join below it), one `receive` per route, `audit stored` / `audit replayed` for the look-ups, and a `leak` for each
+outsider that heard it. What failed to arrive is a span too, in error, with verdict and reason: nobody can search for what
+is absent. When a later fact changes a verdict, the trace gets `receive (late)` beside the span that was said before.
+Whatever failed names its kind under `canary.kind`, on its own span and, the worst one, on the root.
 
 The service of a span is `canary-<region>`, the region of the canary that did the work, because Jaeger shows and colours
 by service: where a heartbeat came from and where it was missed is seen without opening a span.
@@ -46,7 +47,16 @@ from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.status import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from canary.events import FAILED, Closed, Looked, Settled, Verdict
+from canary.events import Closed, Looked, Settled, Verdict
+from canary.outputs.failures import (
+    ACCEPTED,
+    Failure,
+    failures,
+    leak_failure,
+    look_failure,
+    route_failures,
+    send_failures,
+)
 from canary.outputs.follower import DRAIN_S
 from canary.outputs.journal import ClosedRow, Follower, JournalError, follow
 
@@ -57,12 +67,16 @@ REGION = "canary.region"
 HEARTBEAT = "canary.heartbeat"
 SHARD = "canary.shard"
 SEQUENCE = "canary.sequence"
+CHANNEL = "canary.channel"
+SIZE = "canary.size"  # small, or large: above 4096 bytes
+TEXT = "canary.text"  # ascii or unicode
 SEND_LAG = "canary.send_lag_s"
 REACH = "canary.reach"  # receivers that got it live in time / receivers that should have
 VERDICT = "canary.verdict"  # on the root: the worst of its routes
 FAILED_AT_ALL = (
     "canary.failed"  # the shard's fault; Jaeger's in-memory storage cannot search for `error=true`
 )
+KIND = "canary.kind"  # of the failure, as alarms and incidents call it; on the root: the worst
 REASON = "canary.reason"
 UPGRADES = "canary.upgrades"  # the verdict that this one replaces
 ANSWER = "canary.answer"
@@ -76,6 +90,8 @@ STAMP = "canary.stamp"
 FLAGS = "canary.flags"
 ORACLE = "canary.oracle"
 FOUND = "canary.found"
+ASKER = "canary.asker"  # the canary that asked
+SESSION = "canary.session"  # the receiver's: new, or old when it was up for a minute and more
 ROUTE_SENDER, ROUTE_RECEIVER = "canary.route.sender", "canary.route.receiver"
 ROUTE_SENDER_REGION, ROUTE_RECEIVER_REGION = "canary.route.sender.region", "canary.route.receiver.region"
 ROUTE_SENDER_NODE, ROUTE_RECEIVER_NODE = "canary.route.sender.node", "canary.route.receiver.node"
@@ -112,7 +128,7 @@ Attributes = dict[str, AttributeValue]
 
 def is_exported(closed: Closed, successes: float) -> bool:
     """Whatever is not a plain success always is; of the successes this share, the same ones at every asking."""
-    if any(settled.verdict is not Verdict.DELIVERED or settled.flags for settled in closed.settled):
+    if failures(closed) or any(settled.verdict is not Verdict.DELIVERED for settled in closed.settled):
         return True
     return int(closed.heartbeat.trace_id[-14:], 16) < successes * 2**56
 
@@ -125,20 +141,23 @@ def spans_of(closed: Closed, fleet: str) -> list[ReadableSpan]:
         maker.send(),
         *(maker.receive(settled, "receive") for settled in closed.settled),
         *(maker.audit(number) for number in range(len(closed.looks))),
+        *(maker.leak(number) for number in range(len(closed.leaks))),
     ]
 
 
 def spans_since(closed: Closed, before: Closed, fleet: str) -> list[ReadableSpan]:
-    """Only what is new in a heartbeat that was closed before: changed routes under ids of their own, and later looks."""
+    """Only what is new in a heartbeat that was closed before: changed routes under ids of their own, later looks and
+    leaks."""
     maker = _Maker(closed, fleet)
-    said = {(settled.route, settled.verdict) for settled in before.settled}
+    said = {(settled.route, settled.verdict, settled.flags) for settled in before.settled}
     return [
         *(
-            maker.receive(settled, f"receive ({settled.verdict.value})")
+            maker.receive(settled, f"receive ({', '.join([settled.verdict.value, *_flags(settled)])})")
             for settled in closed.settled
-            if (settled.route, settled.verdict) not in said
+            if (settled.route, settled.verdict, settled.flags) not in said
         ),
         *(maker.audit(number) for number in range(len(before.looks), len(closed.looks))),
+        *(maker.leak(number) for number in range(len(before.leaks), len(closed.leaks))),
     ]
 
 
@@ -156,26 +175,26 @@ class _Maker:
     def root(self) -> ReadableSpan:
         closed, heartbeat = self.closed, self.closed.heartbeat
         worst = min(closed.settled, key=lambda settled: BADNESS.index(settled.verdict), default=None)
+        failed = next(iter(failures(closed)), None)
         attributes = self._common() | {SEND_LAG: closed.sent_at - heartbeat.due_at, ANSWER: closed.answer}
         if worst:
-            attributes |= {
-                VERDICT: worst.verdict.value,
-                REASON: worst.reason,
-                FAILED_AT_ALL: _is_failed(worst),
-            }
+            attributes |= {VERDICT: worst.verdict.value, REASON: (failed or worst).reason}
+        attributes |= _failure_attributes(failed)
         expected = [settled.verdict for settled in closed.settled if settled.verdict not in _NO_REACH]
         if expected:
             attributes[REACH] = expected.count(Verdict.DELIVERED) / len(expected)
         return self._span(
-            "heartbeat", SpanKind.INTERNAL, "root", heartbeat.due_at, closed.at, attributes, _status(worst)
+            "heartbeat", SpanKind.INTERNAL, "root", heartbeat.due_at, closed.at, attributes, _status(failed)
         )
 
     def send(self) -> ReadableSpan:
         closed, heartbeat = self.closed, self.closed.heartbeat
         attributes = self._common() | self._messaging("send", heartbeat.sender) | {ANSWER: closed.answer}
+        for failed in send_failures(closed):
+            attributes |= _failure_attributes(failed)
         if closed.node is not None and closed.build is not None:
             attributes |= {NODE: closed.node, BUILD: closed.build}
-        accepted = closed.answer == "accepted"
+        accepted = closed.answer == ACCEPTED
         return self._span(
             "send",
             SpanKind.CLIENT,
@@ -195,21 +214,48 @@ class _Maker:
             self.closed.sent_at,
             settled.received_at if settled.received_at is not None else settled.at,
             self._common() | self._messaging("receive", settled.route.receiver) | _route_attributes(settled),
-            _status(settled),
+            _status(next(iter(route_failures(settled)), None)),
             settled.labels.receiver.region,
         )
 
     def audit(self, number: int) -> ReadableSpan:
         look: Looked = self.closed.looks[number]
+        attributes = self._common() | {ORACLE: look.oracle.value, FOUND: look.found, NODE: look.node}
+        if look.asker:
+            attributes[ASKER] = look.asker
+        failed = look_failure(self.closed, number)
         return self._span(
             f"audit {look.oracle.value}",
             SpanKind.CLIENT,
             f"audit:{number}",
             look.began_at,
             look.at,
-            self._common() | {ORACLE: look.oracle.value, FOUND: look.found, NODE: look.node},
-            Status() if look.found else Status(StatusCode.ERROR, "not found"),
+            attributes | _failure_attributes(failed),
+            Status() if look.found else _status(failed) if failed else Status(StatusCode.ERROR, "not found"),
+            self._regions().get(look.asker),
         )
+
+    def leak(self, number: int) -> ReadableSpan:
+        """When an outsider heard it is not known; that it did is known when the record was closed."""
+        failed = leak_failure(self.closed, number)
+        outsider = failed.route.receiver
+        return self._span(
+            "leak",
+            SpanKind.CONSUMER,
+            f"leak:{outsider}",
+            self.closed.sent_at,
+            self.closed.at,
+            self._common()
+            | self._messaging("receive", outsider)
+            | {ROUTE_RECEIVER: outsider}
+            | _failure_attributes(failed),
+            _status(failed),
+        )
+
+    def _regions(self) -> dict[str, str]:
+        """Of all canaries that a route of this heartbeat names."""
+        regions: dict[str, str] = {self.closed.heartbeat.sender: self.sender_region}
+        return regions | {one.route.receiver: one.labels.receiver.region for one in self.closed.settled}
 
     def _common(self) -> Attributes:
         heartbeat = self.closed.heartbeat
@@ -218,6 +264,9 @@ class _Maker:
             HEARTBEAT: heartbeat.id,
             SHARD: heartbeat.shard,
             SEQUENCE: heartbeat.seq,
+            CHANNEL: heartbeat.shape.channel,
+            SIZE: heartbeat.shape.size,
+            TEXT: heartbeat.shape.text,
             ROUTE_SENDER: heartbeat.sender,
         }
 
@@ -279,26 +328,29 @@ def _route_attributes(settled: Settled) -> Attributes:
         ROUTE_SAME_REGION: sender.region == receiver.region,
         VERDICT: settled.verdict.value,
         REASON: settled.reason,
-        FAILED_AT_ALL: _is_failed(settled),
+        SESSION: settled.labels.session,
         LIVE: settled.received_at is not None,
         STORED: settled.stored,
         REPLAYED: settled.replayed,
         LATENCY: settled.latency_s,
         STAMP: settled.stamp and settled.stamp.value,
-        FLAGS: sorted(flag.value for flag in settled.flags) or None,
+        FLAGS: _flags(settled) or None,
         UPGRADES: settled.upgrades and settled.upgrades.value,
     }
-    return {key: value for key, value in known.items() if value is not None}
+    attributes = {key: value for key, value in known.items() if value is not None}
+    return attributes | _failure_attributes(next(iter(route_failures(settled)), None))
 
 
-def _is_failed(settled: Settled) -> bool:
-    return settled.verdict in FAILED or settled.verdict is Verdict.REJECTED
+def _flags(settled: Settled) -> list[str]:
+    return sorted(flag.value for flag in settled.flags)
 
 
-def _status(settled: Settled | None) -> Status:
-    if settled is None or not _is_failed(settled):
-        return Status()
-    return Status(StatusCode.ERROR, f"{settled.verdict.value}: {settled.reason}")
+def _failure_attributes(failed: Failure | None) -> Attributes:
+    return {FAILED_AT_ALL: True, KIND: failed.kind.value} if failed else {FAILED_AT_ALL: False}
+
+
+def _status(failed: Failure | None) -> Status:
+    return Status(StatusCode.ERROR, f"{failed.kind.value}: {failed.reason}") if failed else Status()
 
 
 @cache

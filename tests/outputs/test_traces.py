@@ -12,13 +12,25 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from canary.events import Flag, Route, Verdict
+from canary.events import Closed, Flag, Oracle, Route, Verdict
 from canary.outputs import traces
 from canary.outputs.follower import trace_follower
 from canary.outputs.journal import open_journal
 from canary.outputs.traces import BATCH_MAX, is_exported, spans_of
 from tests.outputs.collector import HANG, Collector
-from tests.outputs.records import FAR, SENDER, WALL_OFFSET_S, closed, failed, heartbeat, labels, settled
+from tests.outputs.records import (
+    FAR,
+    OUTSIDER,
+    SENDER,
+    WALL_OFFSET_S,
+    closed,
+    failed,
+    heartbeat,
+    labels,
+    looked,
+    settled,
+    told_in_full,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 TRACE_ID = heartbeat().trace_id
@@ -159,6 +171,62 @@ def test_the_worst_verdict_stands_on_the_root():
     assert root.attributes["canary.reach"] == 0.25
 
 
+def span_named(name: str, of: Closed):
+    (found,) = (span for span in spans_of(of, "demo") if span.name == name)
+    return found
+
+
+def test_every_span_says_what_the_heartbeat_is_like(journal):
+    told = exported(journal, told_in_full())
+    shape = {"canary.channel": "messaging:demo", "canary.size": "large", "canary.text": "unicode"}
+    assert all(span.attributes.items() >= shape.items() for span in told.spans)
+    assert [span.attributes["canary.session"] for span in told.named("receive")] == ["new", "old"]
+
+
+def test_a_leak_is_an_error_of_its_own_and_makes_the_heartbeat_a_failed_one():
+    root, *_, leak = spans_of(replace(closed(heartbeat()), leaks=(OUTSIDER,)), "demo")
+    assert leak.name == "leak"
+    assert (leak.status.is_ok, leak.status.description) == (False, f"misdelivered: leaked to {OUTSIDER}")
+    assert leak.attributes["canary.route.receiver"] == OUTSIDER
+    for span in (root, leak):
+        assert (span.attributes["canary.failed"], span.attributes["canary.kind"]) == (True, "misdelivered")
+    assert (root.status.is_ok, root.attributes["canary.verdict"]) == (False, "delivered")
+
+
+def test_a_flag_makes_the_route_a_failed_one():
+    odd = settled(heartbeat(), flags=frozenset({Flag.DUPLICATED, Flag.CORRUPTED}))
+    root, _, receive = spans_of(closed(heartbeat(), odd), "demo")
+    assert receive.status.description == "corrupted: messages arrive altered"
+    assert receive.attributes["canary.flags"] == ["corrupted", "duplicated"]
+    assert root.attributes["canary.kind"] == receive.attributes["canary.kind"] == "corrupted"
+    assert (root.attributes["canary.failed"], root.attributes["canary.reach"]) == (True, 1.0)
+
+
+def test_a_look_up_names_who_asked_and_stands_under_its_region():
+    away = replace(
+        settled(heartbeat(), FAR), labels=labels("us-east-2", receiver_region="singapore"), stored=False
+    )
+    look = replace(looked(heartbeat(), Oracle.STORED, found=False), asker=FAR)
+    audit = span_named("audit stored", closed(heartbeat(), settled(heartbeat()), away, looks=(look,)))
+    assert audit.attributes["canary.asker"] == FAR
+    assert audit.resource.attributes["service.name"] == "canary-singapore"
+    assert (audit.attributes["canary.failed"], audit.attributes["canary.kind"]) == (True, "lost")
+    assert audit.status.description == "lost: not stored at us-east-2 when asked"
+
+
+def test_a_send_without_a_yes_is_a_failure_though_all_arrived():
+    of = replace(closed(heartbeat()), answer="HTTP 500")
+    for name in ("heartbeat", "send"):
+        assert span_named(name, of).attributes["canary.kind"] == "unacked"
+
+
+def test_a_heartbeat_of_which_all_is_well_names_no_kind():
+    for span in spans_of(closed(heartbeat()), "demo"):
+        assert span.status.is_ok
+        assert not span.attributes.get("canary.failed", False)
+        assert "canary.kind" not in span.attributes
+
+
 # --- which ones ----------------------------------------------------------------------------------------------------
 
 
@@ -173,8 +241,12 @@ def test_of_the_successes_a_share_is_exported_always_the_same_ones():
 
 def test_a_failure_or_an_oddity_is_always_exported():
     odd = settled(heartbeat(), flags=frozenset({Flag.DUPLICATED}))
+    look = looked(heartbeat(), Oracle.REPLAYED, found=False)
     assert is_exported(failed(heartbeat()), 0.0)
     assert is_exported(closed(heartbeat(), odd), 0.0)
+    assert is_exported(replace(closed(heartbeat()), leaks=(OUTSIDER,)), 0.0)
+    assert is_exported(closed(heartbeat(), looks=(look,)), 0.0)
+    assert is_exported(replace(closed(heartbeat()), answer="HTTP 500"), 0.0)
 
 
 def test_what_arrives_after_all_is_added_to_its_trace_once(journal):
@@ -187,6 +259,17 @@ def test_what_arrives_after_all_is_added_to_its_trace_once(journal):
     assert added.parent == told.named("heartbeat")[0].id
     assert added.attributes["canary.upgrades"] == "undelivered"
     assert added.attributes["canary.latency_s"] == 8.0
+
+
+def test_flags_and_leaks_that_come_after_the_trace_are_added_to_it(journal):
+    first = closed(heartbeat())
+    twice = replace(first.settled[1], flags=frozenset({Flag.DUPLICATED}))
+    second = replace(first, settled=(first.settled[0], twice), leaks=(OUTSIDER,))
+    told = exported(journal, first, second, second)
+    assert len(told.named("heartbeat")) == len(told.named("leak")) == 1
+    (added,) = told.named("receive (delivered, duplicated)")
+    assert added.attributes["canary.kind"] == "duplicated"
+    assert added.failed
 
 
 # --- following -----------------------------------------------------------------------------------------------------
