@@ -23,9 +23,9 @@ import trio
 from msgspec.structs import replace
 
 from canary.events import (
-    FAILED,
     Alarm,
     Attached,
+    Blind,
     Closed,
     Detached,
     Event,
@@ -37,13 +37,18 @@ from canary.events import (
     Settled,
     Skipped,
     Stalled,
+    Tolerated,
 )
+from canary.outputs.failures import failures
 from canary.outputs.words import NAMES
 
-Transition = Alarm | IncidentChanged | Attached | Detached | Skipped | Stalled
+Transition = Alarm | IncidentChanged | Attached | Detached | Skipped | Stalled | Blind | Tolerated
 """What is kept beside the heartbeats themselves."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, SCHEMA_VERSION)
+"""Format 1 knew no shape of heartbeats, no leaks and no `blind`; its rows read with the defaults of the records."""
+
 APPLICATION_ID = 0x634E5259  # "cNRY": tells our file from any other SQLite file
 BUSY_WAIT_S = 5.0  # a follower's cursor update takes a millisecond; longer means a stuck process
 HEARTBEATS_MAX = 500_000  # a day of the demonstration fleet, some 250 MB
@@ -69,7 +74,8 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 
 _TRANSITIONS: dict[str, type[Transition]] = {
-    NAMES[kind]: kind for kind in (Alarm, IncidentChanged, Attached, Detached, Skipped, Stalled)
+    NAMES[kind]: kind
+    for kind in (Alarm, IncidentChanged, Attached, Detached, Skipped, Stalled, Blind, Tolerated)
 }
 _KEPT = (Sent, Closed, *_TRANSITIONS.values())
 
@@ -235,7 +241,7 @@ class Journal(Follower):
             case IncidentChanged():
                 self._write_incident(event.incident)
                 self._write_transition(event)
-            case Alarm() | Attached() | Detached() | Skipped() | Stalled():
+            case Alarm() | Attached() | Detached() | Skipped() | Stalled() | Blind() | Tolerated():
                 self._write_transition(event)
 
     def _write_sent(self, sent: Sent) -> None:
@@ -251,7 +257,7 @@ class Journal(Follower):
 
     def _write_closed(self, closed: Closed) -> None:
         heartbeat = closed.heartbeat
-        failed = any(settled.verdict in FAILED for settled in closed.settled)
+        failed = bool(failures(closed))
         body = _packed(_closed_on_wall(closed, self._offset_s))
         self._database.execute(
             "INSERT INTO heartbeats (heartbeat, shard, due_wall, failed, body) VALUES (?, ?, ?, ?, ?)",
@@ -372,6 +378,7 @@ def _prepare(database: sqlite3.Connection, path: Path, fleet: str) -> None:
         )  # a power cut may cost the last second, kill -9 nothing
         with database:
             database.execute("INSERT OR REPLACE INTO meta VALUES ('fleet', ?)", (fleet,))
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     except (sqlite3.DatabaseError, OSError) as error:
         raise JournalError(f"cannot write the journal {path}: {error}") from error
 
@@ -386,7 +393,7 @@ def _check(database: sqlite3.Connection, path: Path) -> None:
         raise JournalError(f"{path} is not a journal: {error}") from error
     if application != APPLICATION_ID:
         raise JournalError(f"{path} is not a journal of canary; give another path with --journal")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE:
         raise JournalError(
             f"the journal {path} has format {version}, this canary knows format {SCHEMA_VERSION}; "
             "use the canary that wrote it, or give another path with --journal"
@@ -396,13 +403,33 @@ def _check(database: sqlite3.Connection, path: Path) -> None:
 # --- a closed heartbeat as a row -----------------------------------------------------------------------------------
 
 
+_SKELETON = (
+    b'{"heartbeat":{"id":"","sender":"","shard":"","seq":,"due_at":17,"due_wall":17,"shape":{"channel":"messaging:",'
+    b'"size":"large","text":"unicode"}},"sent_at":17,"answered_at":17,"answer":"accepted","node":"","build":"",'
+    b'"looks":[{"heartbeat":"","oracle":"stored","found":false,"began_at":17,"at":17,"node":"","asker":""},'
+    b'{"heartbeat":"","oracle":"replayed","found":true,"began_at":17,"at":17,"node":"","asker":""}],"settled":['
+    b'{"heartbeat":"","route":{"sender":"","receiver":""},"verdict":"undelivered",'
+    b'"reason":"no receipt; stored and replayed","at":17,"received_at":null,"latency_s":null,"stamp":null,'
+    b'"stored":true,"replayed":true,"flags":["duplicated"],"labels":{"shard":"","sender":{"region":"","node":"",'
+    b'"build":"","canary":""},"receiver":{"region":"","node":"","build":"","canary":""},"shape":{"channel":"messaging:",'
+    b'"size":"small","text":"ascii"},"session":"new"},"upgrades":null},{"heartbeat":"","route":{"sender":"",'
+    b'"receiver":""},"verdict":"delivered","reason":"arrived in time","at":17,"received_at":17,"latency_s":0.0,'
+    b'"stamp":"kernel","stored":null,"replayed":null,"flags":[],"labels":{"shard":"","sender":{"region":"","node":"",'
+    b'"build":"","canary":""},"receiver":{"region":"","node":"","build":"","canary":""},"shape":{"channel":"",'
+    b'"size":"small","text":"ascii"},"session":"old"},"upgrades":null}],"at":17,"leaks":[]}'
+)
+"""What all rows have in common, known to both sides. Part of the format: with one byte changed no row can be read."""
+
+
 def _packed(closed: Closed) -> bytes:
     """A row names each route's ends again and again: the lightest compression makes it a tenth."""
-    return zlib.compress(msgspec.json.encode(closed), 1)
+    packer = zlib.compressobj(1, zdict=_SKELETON)
+    return packer.compress(msgspec.json.encode(closed)) + packer.flush()
 
 
 def _unpacked(body: bytes) -> Closed:
-    return msgspec.json.decode(zlib.decompress(body), type=Closed)
+    """Rows of format 1 were packed without the skeleton, and say so themselves."""
+    return msgspec.json.decode(zlib.decompressobj(zdict=_SKELETON).decompress(body), type=Closed)
 
 
 # --- from this agent's clock to the wall ---------------------------------------------------------------------------
@@ -435,6 +462,8 @@ def _transition_on_wall(event: Transition, offset_s: float) -> Transition:
         return replace(event, at=event.at + offset_s, onset_at=event.onset_at + offset_s)
     if isinstance(event, Skipped):
         return replace(event, at=event.at + offset_s, due_at=event.due_at + offset_s)
+    if isinstance(event, Blind):
+        return replace(event, at=event.at + offset_s, since_at=event.since_at + offset_s)
     return replace(event, at=event.at + offset_s)
 
 

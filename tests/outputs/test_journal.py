@@ -11,7 +11,20 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from canary.events import Attached, Change, Detached, Skipped, Stalled, Verdict
+from canary.events import (
+    Attached,
+    Blind,
+    Change,
+    Detached,
+    End,
+    Kind,
+    Labels,
+    Skipped,
+    Stalled,
+    Tier,
+    Tolerated,
+    Verdict,
+)
 from canary.outputs import journal as journal_module
 from canary.outputs.journal import (
     JournalError,
@@ -32,6 +45,8 @@ from tests.outputs.records import (
     incident_changed,
     sent,
     settled,
+    told_in_full,
+    trial,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -74,8 +89,9 @@ def test_a_closed_heartbeat_is_read_back_with_its_times_on_the_wall(path):
 
 def test_a_record_is_the_same_but_for_its_clock(path):
     with opened(path, wall_offset_s=0.0) as journal:
-        journal.append([failed(heartbeat())])
-        assert [row.closed for row in journal.heartbeats_after(0, 10)] == [failed(heartbeat())]
+        records = [failed(heartbeat(1)), told_in_full()]
+        journal.append(records)
+        assert [row.closed for row in journal.heartbeats_after(0, 10)] == records
 
 
 def test_a_follower_reads_on_from_its_cursor_while_the_agent_writes(path):
@@ -110,27 +126,63 @@ def test_an_upgraded_heartbeat_has_two_rows_and_the_later_finds_the_earlier(path
 
 
 def test_what_happened_beside_the_heartbeats_is_read_back_in_order(path):
+    grave = replace(incident(), kind=Kind.LOST, also=(Kind.DUPLICATED, Kind.LATE), reason="HTTP 429")
     events = [
         Attached(FAR, 1.0, "us-east-2", "good-1", "c1"),
-        Detached(FAR, 2.0, "gone"),
+        Detached(FAR, 2.0, "gone", violation=True),
         Skipped(FAR, 3, 2.5, 3.0, "busy"),
-        Stalled(4.0, 1.5),
-        alarm(at=104.0),
-        incident_changed(at=105.0),
+        Stalled(4.0, 1.5, "own network is down"),
+        replace(alarm(at=104.0), kind=Kind.DUPLICATED),
+        replace(incident_changed(at=105.0), incident=grave),
+        Blind(106.0, 90.0, "own network is down", over=False),
+        Tolerated("us-east", 0.003, 100, 100_000, 107.0),
     ]
     with opened(path, wall_offset_s=0.0) as journal:
         journal.append(events)
     with follow(path) as follower:
         rows = follower.transitions_after(0, 10)
+        assert follower.incidents() == [grave]
     assert [row.event for row in rows] == events
-    assert [row.wall for row in rows] == [1.0, 2.0, 3.0, 4.0, 104.0, 105.0]
+    assert [row.wall for row in rows] == [1.0, 2.0, 3.0, 4.0, 104.0, 105.0, 106.0, 107.0]
 
 
-def test_an_alarms_onset_is_kept_as_unix_time(path):
-    written(path, alarm())
+def test_an_alarms_onset_and_the_begin_of_blindness_are_kept_as_unix_time(path):
+    written(path, alarm(), Blind(104.0, 100.0, "no network", over=False))
     with follow(path) as follower:
-        (row,) = follower.transitions_after(0, 10)
-    assert (row.event.at, row.event.onset_at) == (104.0 + WALL_OFFSET_S, 100.0 + WALL_OFFSET_S)
+        page, blind = (row.event for row in follower.transitions_after(0, 10))
+    assert (page.at, page.onset_at) == (104.0 + WALL_OFFSET_S, 100.0 + WALL_OFFSET_S)
+    assert (blind.at, blind.since_at) == (104.0 + WALL_OFFSET_S, 100.0 + WALL_OFFSET_S)
+
+
+def test_trials_are_not_kept(path):
+    written(path, trial(Kind.STALE))
+    with follow(path) as follower:
+        assert follower.transitions_after(0, 10) == []
+        assert follower.heartbeats_after(0, 10) == []
+
+
+def test_a_row_says_whether_anything_failed_though_all_was_delivered(path):
+    written(path, closed(heartbeat(1)), told_in_full(), failed(heartbeat(3)))
+    with sqlite3.connect(path) as database:
+        marks = database.execute("SELECT failed FROM heartbeats ORDER BY position").fetchall()
+    database.close()
+    assert marks == [(0,), (1,), (1,)]
+
+
+def test_a_row_is_compact_and_shape_and_names_cost_next_to_nothing(path):
+    plain = [closed(heartbeat(), *(settled(heartbeat(), name) for name in "abcdefghijkl"))]
+    full = told_in_full()
+    filled = [
+        replace(settled(full.heartbeat, name), labels=full.settled[1].labels) for name in "abcdefghijkl"
+    ]
+    written(path, *plain, replace(full, settled=tuple(filled)))
+    with sqlite3.connect(path) as database:
+        sizes = [
+            size for (size,) in database.execute("SELECT length(body) FROM heartbeats ORDER BY position")
+        ]
+    database.close()
+    assert sizes[0] < 500
+    assert sizes[1] < sizes[0] + 200
 
 
 def test_incidents_are_listed_in_their_latest_state(path):
@@ -257,8 +309,34 @@ def test_a_journal_of_a_newer_canary_is_refused_with_both_formats(path):
     with sqlite3.connect(path) as newer:
         newer.execute("PRAGMA user_version = 99")
     newer.close()
-    with pytest.raises(JournalError, match="format 99, this canary knows format 1"):
+    with pytest.raises(JournalError, match="format 99, this canary knows format 2"):
         open_journal(path, "demo", 0.0).__enter__()
+
+
+@pytest.mark.parametrize("dump", ["format-1.sql", "format-2.sql"])
+def test_a_journal_of_an_earlier_canary_is_read_and_written_on(path, dump):
+    """The dumps are of journals that canaries of their time wrote; they stay as they are."""
+    old = sqlite3.connect(path)
+    old.executescript((Path(__file__).parent / dump).read_text())
+    old.close()
+    end = End("us-east", "us-east-1", "good-1")
+    with follow(path) as follower:
+        (row,) = follower.heartbeats_after(0, 10)
+        assert row.closed.settled[0].labels == Labels("us-east", end, end)
+        assert [route.verdict for route in row.closed.settled] == [Verdict.DELIVERED, Verdict.UNDELIVERED]
+        assert (row.closed.leaks, row.closed.looks[0].asker) == ((), "")
+        told = [moment.event for moment in follower.transitions_after(0, 10)]
+        assert [type(event).__name__ for event in told] == ["Detached", "Stalled", "Alarm", "IncidentChanged"]
+        assert (told[0].violation, told[1].reason) == (False, "the agent stalled")
+        assert (told[2].tier, told[2].kind) == (Tier.PAGE, Kind.UNDELIVERED)
+        assert follower.incidents() == [incident()]
+    with opened(path) as journal:
+        assert [left.heartbeat for left in journal.unsettled()] == [heartbeat(7)]
+        journal.append([told_in_full()])
+        assert len(journal.heartbeats_after(0, 10)) == 2
+    newer = sqlite3.connect(path)
+    assert newer.execute("PRAGMA user_version").fetchone() == (2,)
+    newer.close()
 
 
 def test_following_a_journal_that_is_not_there_says_who_writes_one(path):
