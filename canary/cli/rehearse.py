@@ -3,10 +3,11 @@
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import click
 import msgspec
@@ -15,20 +16,35 @@ from rich.console import Console
 from rich.table import Table
 
 from canary.agent import View, wall_offset_s
+from canary.cli.catalogue import play_all, print_catalogue_score
 from canary.cli.options import config_option, load
 from canary.cli.telling import errors_told, run_main, say, view_of
 from canary.config import Config
 from canary.outputs.lines import run_lines
 from canary.plan import Plan
+from canary.rehearsal.catalogue import parse_catalogue
 from canary.rehearsal.play import Rehearsal, rehearse
 from canary.rehearsal.scenario import parse_scenario
 from canary.rehearsal.score import RegionScore, Score
+
+T = TypeVar("T")
 
 SCENARIOS = Path(__file__).parent.parent.parent / "scenarios"
 
 
 @click.command(name="rehearse")
-@click.argument("scenario")
+@click.argument("scenario", required=False)
+@click.option(
+    "--all", "whole", is_flag=True, help="Play every fault of the catalogue, scenarios/catalogue/faults.toml."
+)
+@click.option("--only", multiple=True, metavar="FAULT", help="Of the catalogue only this; may be repeated.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Play the catalogue so many times.",
+)
 @click.option(
     "--json",
     "score_path",
@@ -52,7 +68,10 @@ SCENARIOS = Path(__file__).parent.parent.parent / "scenarios"
 )
 @config_option
 def rehearse_command(
-    scenario: str,
+    scenario: str | None,
+    whole: bool,
+    only: tuple[str, ...],
+    repeat: int,
     score_path: Path | None,
     pace: float,
     seed: int,
@@ -63,16 +82,25 @@ def rehearse_command(
 ) -> None:
     """Play an incident on a local cluster and score the fleet against the cluster's own log.
 
-    SCENARIO is a name in scenarios/ or a path.
+    SCENARIO is a name in scenarios/ or a path. With --all it is every fault there is, on several clusters side by side,
+    and at the end the confusion matrix: what was played against what was said.
 
     Exit 0 when the fleet said what it must, 1 when not, 2 configuration, 3 no cluster could be had.
 
     \b
     canary rehearse 2020-12-09                               the incident itself, about a minute
     canary rehearse 2020-12-09-good-build --json score.json  a good build instead, with a score to read
+    canary rehearse --all                                    the whole catalogue, under ten minutes
+    canary rehearse --only twice --only leak --repeat 3      two faults of it, three times
     """
     with errors_told(config_path):
         config = load(config_path, read_secret=lambda _: "of the rehearsal's own cluster")
+    if whole or only:
+        if scenario is not None:
+            raise click.UsageError("give either a SCENARIO or --all or --only")
+        _rehearse_catalogue(only, repeat, config, seed, keep, net or 0, score_path)
+    if scenario is None:
+        raise click.UsageError("give a SCENARIO, or --all for the catalogue of faults")
     with errors_told():
         text, name = _scenario_text(scenario)
         played = parse_scenario(name, text, pace)
@@ -87,19 +115,42 @@ def rehearse_command(
             return views
 
         rehearsal = Rehearsal(played, config, seed, work, say, views, options)
-        score = run_main(partial(_rehearse, rehearsal))
-    if score_path is not None:
-        score_path.write_bytes(msgspec.json.format(msgspec.json.encode(score), indent=2) + b"\n")
+        score = run_main(partial(_until_signal, lambda: rehearse(rehearsal, wall_offset_s())))
+    _write_score(score_path, score)
     _print_score(score, work)
     sys.exit(0 if score.ok else 1)
 
 
-async def _rehearse(rehearsal: Rehearsal) -> Score:
+def _rehearse_catalogue(
+    only: tuple[str, ...],
+    repeat: int,
+    config: Config,
+    seed: int,
+    keep: Path | None,
+    net: int,
+    score_path: Path | None,
+) -> NoReturn:
+    with errors_told():
+        catalogue = parse_catalogue((SCENARIOS / "catalogue" / "faults.toml").read_text()).only(only)
+    work = _work_directory(keep, "catalogue")
+    play = partial(play_all, catalogue, repeat, config, seed, work, net)
+    score = run_main(partial(_until_signal, play))
+    _write_score(score_path, score)
+    print_catalogue_score(score, work)
+    sys.exit(0 if score.ok else 1)
+
+
+def _write_score(path: Path | None, score: object) -> None:
+    if path is not None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(score), indent=2) + b"\n")
+
+
+async def _until_signal(play: Callable[[], Awaitable[T]]) -> T:
     """Ctrl-C and SIGTERM take the cluster down. A task waits for them: the interrupt that Python raises wherever it
     happens to be can be lost there, and the rehearsal would go on."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
-        score = await rehearse(rehearsal, wall_offset_s())
+        score = await play()
         nursery.cancel_scope.cancel()
         return score
     raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from canary.agent import Agent, View, run_agent
 from canary.config import Config
 from canary.events import Event
 from canary.plan import Plan, make_plan
-from canary.rehearsal.scenario import Scenario, Step
+from canary.rehearsal.scenario import LINK_FAULTS, Scenario, Step
 from canary.rehearsal.score import Score, make_score
 from canary.rehearsal.stage import Stage, cluster_running
 from canary.rehearsal.truth import Truth, read_truth
@@ -66,24 +66,42 @@ async def rehearse(rehearsal: Rehearsal, wall_offset_s: float) -> Score:
 async def _play(rehearsal: Rehearsal, stage: Stage, agent: Agent) -> None:
     for step in rehearsal.scenario.steps:
         await trio.sleep(step.wait_s)
-        pause = ("--pause", f"{step.pause_s:g}s")
         match step.do:
             case "deploy" if step.gate is not None:
                 await _deploy_gated(rehearsal, stage, step)
-            case "deploy":
-                await stage.order("deploy", "--build", step.build, *pause)
-            case "rollback":
-                await stage.order("rollback", *pause)
             case "end":
                 agent.stop.set()
+            case _:
+                await stage.order(*order_of(step))
     agent.stop.set()
+
+
+def order_of(step: Step) -> tuple[str, ...]:
+    """The step as words to the cluster."""
+    match step.do:
+        case "deploy":
+            return ("deploy", "--build", step.build, *_node(step), "--pause", f"{step.pause_s:g}s")
+        case "rollback":
+            return ("rollback", "--pause", f"{step.pause_s:g}s")
+        case "fault" if step.kind in LINK_FAULTS:
+            here, _, there = step.target.partition("->")
+            both = ("--both-ways",) if step.both_ways else ()
+            return ("fault", "wan", "--from", here, "--to", there, f"--{step.kind}", *both)
+        case "fault":
+            return ("fault", step.kind, step.target)
+        case "heal":
+            return ("fault", "heal", *((step.target,) if step.target else ()))
+    raise AssertionError(f"no order makes `{step.do}`")
+
+
+def _node(step: Step) -> tuple[str, ...]:
+    return ("--node", step.node) if step.node else ()
 
 
 async def _deploy_gated(rehearsal: Rehearsal, stage: Stage, step: Step) -> None:
     """Refused and held are answers; what they were worth is in the cluster's log."""
-    words = ("deploy", "--build", step.build, "--pause", f"{step.pause_s:g}s")
     gate = _gate_command(rehearsal, stage, step)
-    for told in await stage.order(*words, "--gate", gate, codes=(0, 1, 3)):
+    for told in await stage.order(*order_of(step), "--gate", gate, codes=(0, 1, 3)):
         if told.event == "gated":
             rehearsal.say(f"gate after {told.node}: {told.said} ({told.took_s:.1f} s)")
 

@@ -4,8 +4,9 @@ Knows the file's form and nothing of how it is played.
 """
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
@@ -21,19 +22,57 @@ class ClusterShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     build: str
 
 
-class _StepText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    do: Literal["deploy", "rollback", "end"]
+FAULTS = ("kill", "pause", "slow", "leader", "quorum", "stall", "cut")
+"""What the cluster can do to its nodes, its regions' stores and the links between them."""
+
+LINK_FAULTS = ("stall", "cut")
+
+TAKES: dict[str, tuple[set[str], set[str]]] = {
+    "deploy": ({"build"}, {"node", "pause", "gate"}),
+    "rollback": (set(), {"pause"}),
+    "fault": ({"kind", "target"}, {"both_ways"}),
+    "heal": (set(), {"target"}),
+    "end": (set(), set()),
+}
+"""What a step needs, and what it may have; each has `do` and may have `wait`."""
+
+
+class StepText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A step as it is written."""
+
+    do: str
     wait: str = "0s"
     build: str = ""
+    node: str = ""
+    """Only this one is deployed to."""
     pause: str = "0s"
     gate: str | None = None
     """Options of `canary gate`, which is asked after each node."""
+    kind: str = ""
+    target: str = ""
+    """A node, a region, or a link written `REGION->REGION`; to heal, none is all there are."""
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
-        if self.gate is not None and self.do != "deploy":
-            raise ValueError(f"`{self.do}` takes no `gate`")
-        if (self.do == "deploy") is not bool(self.build):
-            raise ValueError(f"`{self.do}` {'needs' if self.do == 'deploy' else 'takes no'} `build`")
+        if self.do not in TAKES:
+            raise ValueError(f"there is no step `{self.do}`; there are {', '.join(TAKES)}")
+        needs, may = TAKES[self.do]
+        has = set(msgspec.to_builtins(self)) - {"do", "wait"}
+        if missing := needs - has:
+            raise ValueError(f"`{self.do}` needs {_named(missing)}")
+        if needless := has - needs - may:
+            raise ValueError(f"`{self.do}` takes no {_named(needless)}")
+        if self.kind and self.kind not in FAULTS:
+            raise ValueError(f"there is no fault `{self.kind}`; there are {', '.join(FAULTS)}")
+        if self.kind and (self.kind in LINK_FAULTS) is not ("->" in self.target):
+            wants = "a link such as `us-east->singapore`" if self.kind in LINK_FAULTS else "no link"
+            raise ValueError(f"the target of `{self.kind}` is {wants}, not `{self.target}`")
+        if self.both_ways and self.kind not in LINK_FAULTS:
+            raise ValueError("only a link goes `both_ways`")
+
+
+def _named(fields: set[str]) -> str:
+    return " and ".join(f"`{field}`" for field in sorted(fields))
 
 
 class Reach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,14 +81,24 @@ class Reach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScopeTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A conjunction that must be the only explanation, or one among several."""
+    """A conjunction that must be the only explanation, or one among several; or several of which one must be."""
 
     exactly: str = ""
     among: str = ""
+    any_of: list[str] = []
 
     def __post_init__(self) -> None:
-        if bool(self.exactly) is bool(self.among):
-            raise ValueError("give either `exactly` or `among`")
+        if sum(map(bool, (self.exactly, self.among, self.any_of))) != 1:
+            raise ValueError("give either `exactly` or `among` or `any_of`")
+
+    def __str__(self) -> str:
+        return self.exactly or self.among or " | ".join(self.any_of)
+
+    def fits(self, said: Sequence[str]) -> bool:
+        """Whether the explanations, best first, are what they must be."""
+        if self.exactly:
+            return list(said) == [self.exactly]
+        return any(one in said for one in (self.any_of or [self.among]))
 
 
 class _ExpectText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,7 +121,7 @@ class _ExpectText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _ScenarioText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     cluster: ClusterShape
-    step: Annotated[list[_StepText], msgspec.Meta(min_length=1)]
+    step: Annotated[list[StepText], msgspec.Meta(min_length=1)]
     expect: _ExpectText
 
     def __post_init__(self) -> None:
@@ -82,14 +131,18 @@ class _ScenarioText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """After `wait_s`, do it: deploy, rollback or end."""
+    """After `wait_s`, do it: deploy, rollback, fault, heal or end. Which of the others it has is in `TAKES`."""
 
     do: str
     wait_s: float
     build: str
+    node: str
     pause_s: float
     gate: str | None
     """Options of the `canary gate` that is asked after each node; None: no gate."""
+    kind: str
+    target: str
+    both_ways: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +179,25 @@ def parse_scenario(name: str, text: str, pace: float = 1.0) -> Scenario:
     """The scenario with its waits and pauses divided by `pace`. Raises ConfigError."""
     try:
         written = msgspec.convert(tomllib.loads(text), _ScenarioText)
-        steps = tuple(_step(step, pace) for step in written.step)
+        steps = tuple(read_step(step, pace) for step in written.step)
         return Scenario(name, written.title, written.cluster, steps, _expect(written.expect))
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
         raise ConfigError([Problem(f"scenario {name}", None, str(error))]) from None
 
 
-def _step(step: _StepText, pace: float) -> Step:
-    return Step(step.do, seconds(step.wait) / pace, step.build, seconds(step.pause) / pace, step.gate)
+def read_step(step: StepText, pace: float = 1.0) -> Step:
+    """Raises ValueError for a wait or a pause that is no duration."""
+    return Step(
+        do=step.do,
+        wait_s=seconds(step.wait) / pace,
+        build=step.build,
+        node=step.node,
+        pause_s=seconds(step.pause) / pace,
+        gate=step.gate,
+        kind=step.kind,
+        target=step.target,
+        both_ways=step.both_ways,
+    )
 
 
 def _expect(expect: _ExpectText) -> Expect:

@@ -23,7 +23,7 @@ from canary.events import (
     Tier,
     Verdict,
 )
-from canary.rehearsal.scenario import Scenario, ScopeTest
+from canary.rehearsal.scenario import Scenario
 from canary.rehearsal.truth import Deed, Delivery, NodeEvent, Truth, shard_of
 
 UNHEARD = FAILED - {Verdict.LATE}
@@ -256,10 +256,13 @@ def _scope_at(record: _Record, shard: str, stage: Stage | None) -> list[str]:
     for change in record.changes:
         if stage is not None and record.wall(change.at) <= stage.ended and shard in change.incident.shards:
             scope = change.incident.scope
-    if scope is None:
-        return []
+    return [] if scope is None else explanations(scope)
+
+
+def explanations(scope: Scope) -> list[str]:
+    """Every explanation that stands, best first, as scenarios write it."""
     return [
-        ", ".join(f"{key}={value}" for key, value in conjunction)
+        ", ".join(f"{key}={value}" for key, value in conjunction) or "everywhere"
         for rule in scope.rules
         for conjunction in rule.conjunctions
     ]
@@ -367,7 +370,7 @@ def _region_failures(scenario: Scenario, region: RegionScore) -> list[str]:
     ]
     stages = (region.scope_stage_1, region.scope_stage_2, region.scope_stage_3)
     for number, (test, scope) in enumerate(zip(expect.scopes, stages, strict=True), 1):
-        checks.append((test is not None and not _fits(test, scope), f"scope at stage {number} is {scope}"))
+        checks.append((test is not None and not test.fits(scope), f"scope at stage {number} is {scope}"))
     if expect.reach is not None:
         reach = region.reach_full_exposure
         off = reach is None or abs(reach - expect.reach.at) > expect.reach.give
@@ -386,7 +389,3 @@ def _exceeds(what: str, within_s: float | None, value_s: float | None) -> tuple[
         return False, ""
     said = "never came" if value_s is None else f"{value_s:.2f} s"
     return True, f"{what} {said}, at most {within_s:g} s expected"
-
-
-def _fits(test: ScopeTest, scope: list[str]) -> bool:
-    return scope == [test.exactly] if test.exactly else test.among in scope

@@ -52,9 +52,20 @@ class NodeEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class OutsideFault:
+    """A fault from outside a node began, or healed. `target` is a node, a region or a link."""
+
+    wall: float
+    kind: str
+    target: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Truth:
     deliveries: tuple[Delivery, ...]
     nodes: tuple[NodeEvent, ...]
+    faults: tuple[OutsideFault, ...] = ()
 
 
 class _Line(msgspec.Struct):
@@ -68,6 +79,8 @@ class _Line(msgspec.Struct):
     user: str = ""
     cid: str = ""
     message: str = ""
+    fault: str = ""
+    target: str = ""
 
 
 @dataclass(slots=True)
@@ -99,8 +112,9 @@ def read_truth(directory: Path, deadline_s: float) -> Truth:
     nodes = tuple(
         NodeEvent(line.t, line.node, line.build, line.what)
         for line in lines
-        if not line.connection and line.what != "accept"
+        if not line.connection and not line.fault and line.what != "accept"
     )
+    faults = tuple(OutsideFault(line.t, line.fault, line.target, line.what) for line in lines if line.fault)
     watchings = _watchings(lines)
     handed = {(line.message, line.connection): line.t for line in reversed(lines) if line.what == "hand"}
     deliveries = [
@@ -116,7 +130,7 @@ def read_truth(directory: Path, deadline_s: float) -> Truth:
         if line.what == "accept"
         for watching in _owed(line, watchings)
     ]
-    return Truth(tuple(deliveries), nodes)
+    return Truth(tuple(deliveries), nodes, faults)
 
 
 def shard_of(node: str) -> str:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+import cluster.faults
 from canary.config import ConfigError
-from canary.rehearsal.scenario import ScopeTest, parse_scenario
+from canary.rehearsal.scenario import FAULTS, LINK_FAULTS, ScopeTest, parse_scenario
 
 SCENARIOS = sorted((Path(__file__).parent.parent.parent / "scenarios").glob("*.toml"))
 TEXT = """\
@@ -59,6 +60,31 @@ def test_what_is_not_expected_may_be_anything():
     assert expect.scopes == (None, ScopeTest(exactly="sender.build=bad"), None)
 
 
+def test_a_step_can_break_and_heal_what_the_cluster_can_break():
+    steps = """do = "fault"
+kind = "cut"
+target = "east->west"
+both_ways = true
+[[step]]
+do = "heal"
+target = "east->west"
+[[step]]
+do = "deploy"
+build = "bad"
+node = "east-2"
+"""
+    cut, heal, deploy = parse_scenario("x", TEXT.replace('do = "end"\n', steps)).steps[1:]
+    assert (cut.kind, cut.target, cut.both_ways) == ("cut", "east->west", True)
+    assert heal.target == "east->west"
+    assert (deploy.build, deploy.node) == ("bad", "east-2")
+
+
+def test_every_fault_of_the_cluster_has_its_word():
+    assert set(FAULTS) == set(cluster.faults.FAULTS)
+    links = [kind for kind, fault in cluster.faults.FAULTS.items() if fault.targets == "LINK"]
+    assert set(LINK_FAULTS) == set(links)
+
+
 def test_pace_divides_waits_and_pauses_and_leaves_what_is_expected():
     slow, quick = parse_scenario("x", TEXT), parse_scenario("x", TEXT, pace=2)
     assert [(step.wait_s, step.pause_s) for step in slow.steps] == [(6, 8), (0, 0)]
@@ -69,7 +95,18 @@ def test_pace_divides_waits_and_pauses_and_leaves_what_is_expected():
 @pytest.mark.parametrize(
     ("before", "after", "error"),
     [
-        ('do = "deploy"', 'do = "explode"', "Invalid enum value 'explode' - at `$.step[0].do`"),
+        ('do = "deploy"', 'do = "explode"', "there is no step `explode`; there are deploy, rollback, fault"),
+        ('do = "end"', 'do = "fault"', "`fault` needs `kind` and `target` - at `$.step[1]`"),
+        ('do = "end"', 'do = "fault"\nkind = "kil"\ntarget = "e-1"', "no fault `kil`; there are kill, pause"),
+        (
+            'do = "end"',
+            'do = "fault"\nkind = "cut"\ntarget = "e-1"',
+            "is a link such as `us-east->singapore`",
+        ),
+        ('do = "end"', 'do = "fault"\nkind = "kill"\ntarget = "e->f"', "is no link, not `e->f`"),
+        ('do = "end"', 'do = "fault"\nkind = "kill"\ntarget = "e-1"\nboth_ways = true', "only a link goes"),
+        ('do = "end"', 'do = "heal"\nkind = "kill"', "`heal` takes no `kind`"),
+        ('do = "end"', 'do = "rollback"\nnode = "e-1"', "`rollback` takes no `node`"),
         ('do = "deploy"', 'do = "deploy"\nwhen = "now"', "contains unknown field `when`"),
         ('build = "bad"', "", "`deploy` needs `build`"),
         ('do = "end"', 'do = "end"\ngate = ""', "`end` takes no `gate`"),
@@ -79,8 +116,8 @@ def test_pace_divides_waits_and_pauses_and_leaves_what_is_expected():
         ("nodes = 3", "nodes = 0", ">= 1 - at `$.cluster.nodes`"),
         ('["east"]', "[]", "at `$.cluster.regions`"),
         ('"undelivered"', '"undelivred"', "Invalid enum value 'undelivred' - at `$.expect.kind`"),
-        ("{ exactly", '{ among = "x", exactly', "give either `exactly` or `among`"),
-        ('{ exactly = "sender.build=bad" }', "{}", "give either `exactly` or `among`"),
+        ("{ exactly", '{ among = "x", exactly', "give either `exactly` or `among` or `any_of`"),
+        ('{ exactly = "sender.build=bad" }', "{}", "give either `exactly` or `among` or `any_of`"),
         ('title = "t"', "", "missing required field `title`"),
         ('title = "t"', "title = t", "Invalid value"),
     ],
