@@ -203,6 +203,11 @@ def test_a_configuration_that_is_not_there_is_one_line(tmp_path):
         (["run", "--for", "5 minutes"], '"5 minutes" is not a duration; write it like "500ms", "5s", "10m"'),
         (["rehearse", "2020-12-10"], "no scenario `2020-12-10`; there are 2020-12-09, 2020-12-09-gated"),
         (["rehearse", "2020-12-09", "--pace", "0"], "0.0 is not in the range x>=0.1"),
+        (["rehearse"], "give a SCENARIO, or --all for the catalogue of faults"),
+        (["rehearse", "2020-12-09", "--all"], "give either a SCENARIO or --all or --only"),
+        (["rehearse", "--all", "--otlp", "http://x"], "the catalogue takes no --otlp"),
+        (["rehearse", "--only", "late"], "the catalogue has no fault `late`; near it are late-8s"),
+        (["rehearse", "--all", "--repeat", "0"], "0 is not in the range x>=1"),
         (["rehearse", "2020-12-09", "--keep", "."], ". is there already; give a new directory"),
     ],
     ids=lambda given: " ".join(given[:2]) if isinstance(given, list) else "",
@@ -216,7 +221,7 @@ def test_a_mistake_on_the_command_line_names_what_there_is(regions, words, compl
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ('do = "end"', 'do = "explode"', "Invalid enum value 'explode' - at `$.step[1].do`"),
+        ('do = "end"', 'do = "explode"', "there is no step `explode`; there are deploy, rollback"),
         ("nodes = 1", "nodes = ", "Invalid value (at line 7, column 9)"),
     ],
 )

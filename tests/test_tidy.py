@@ -116,7 +116,7 @@ MIRRORS_ELSEWHERE = {
     "canary/outputs/follower.py": "tests/outputs/test_traces.py, which needs an exporter to keep",
     "canary/fleet/client.py": "tests/fleet/test_run.py, for a client alone does nothing",
     "canary/fleet/auditor.py": "tests/fleet/test_run.py and tests/simulation, where heartbeats go missing",
-    "canary/rehearsal/play.py": "tests/e2e/test_rehearsal.py, on the real cluster",
+    "canary/rehearsal/programme.py": "tests/e2e/test_catalogue.py, on real clusters",
     "canary/rehearsal/stage.py": "tests/e2e/test_rehearsal.py, on the real cluster",
 }
 

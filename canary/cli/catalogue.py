@@ -80,7 +80,9 @@ class _Shown:
             self._over += 1
             self._wrong += not progress.ok
             style = "green" if progress.ok else "red"
-            self._console.print(_over_text(progress, now - began_at), style=style, highlight=False, soft_wrap=True)
+            self._console.print(
+                _over_text(progress, now - began_at), style=style, highlight=False, soft_wrap=True
+            )
         else:
             self._running[progress.play] = progress, now, began_at
             if self._live is None:

@@ -98,6 +98,8 @@ def rehearse_command(
     if whole or only:
         if scenario is not None:
             raise click.UsageError("give either a SCENARIO or --all or --only")
+        if pace != 1.0 or otlp is not None:
+            raise click.UsageError(f"the catalogue takes no {'--otlp' if otlp else '--pace'}")
         _rehearse_catalogue(only, repeat, config, seed, keep, net or 0, score_path)
     if scenario is None:
         raise click.UsageError("give a SCENARIO, or --all for the catalogue of faults")

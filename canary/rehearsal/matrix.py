@@ -149,8 +149,9 @@ def _first_effect(heard: Heard, truth: Truth) -> float | None:
         return None
     until = heard.healed or heard.ended
     builds = {step.build for step in heard.fault.steps if step.do == "deploy"}
+    kinds = {step.kind for step in heard.fault.steps if step.do == "fault"}
     starts = [event.wall for event in truth.nodes if event.what == "ready" and event.build in builds]
-    starts += [fault.wall for fault in truth.faults if fault.what == "fault"]
+    starts += [fault.wall for fault in truth.faults if fault.what == "fault" and fault.kind in kinds]
     start = min((wall for wall in starts if heard.broken <= wall <= until), default=None)
     if start is None or heard.fault.counts_from == "start":
         return start
