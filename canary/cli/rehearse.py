@@ -22,7 +22,7 @@ from canary.cli.telling import errors_told, run_main, say, view_of
 from canary.config import Config
 from canary.outputs.lines import run_lines
 from canary.plan import Plan
-from canary.rehearsal.catalogue import parse_catalogue
+from canary.rehearsal.catalogue import Catalogue, parse_catalogue
 from canary.rehearsal.play import Rehearsal, rehearse
 from canary.rehearsal.scenario import parse_scenario
 from canary.rehearsal.score import RegionScore, Score
@@ -38,6 +38,7 @@ SCENARIOS = Path(__file__).parent.parent.parent / "scenarios"
     "--all", "whole", is_flag=True, help="Play every fault of the catalogue, scenarios/catalogue/faults.toml."
 )
 @click.option("--only", multiple=True, metavar="FAULT", help="Of the catalogue only this; may be repeated.")
+@click.option("--list", "listed", is_flag=True, help="Show the catalogue, as a table in Markdown.")
 @click.option(
     "--repeat",
     type=click.IntRange(min=1),
@@ -71,6 +72,7 @@ def rehearse_command(
     scenario: str | None,
     whole: bool,
     only: tuple[str, ...],
+    listed: bool,
     repeat: int,
     score_path: Path | None,
     pace: float,
@@ -93,6 +95,9 @@ def rehearse_command(
     canary rehearse --all                                    the whole catalogue, under ten minutes
     canary rehearse --only twice --only leak --repeat 3      two faults of it, three times
     """
+    if listed:
+        print(_catalogue(only).page(), end="")
+        return
     with errors_told(config_path):
         config = load(config_path, read_secret=lambda _: "of the rehearsal's own cluster")
     if whole or only:
@@ -132,14 +137,18 @@ def _rehearse_catalogue(
     net: int,
     score_path: Path | None,
 ) -> NoReturn:
-    with errors_told():
-        catalogue = parse_catalogue((SCENARIOS / "catalogue" / "faults.toml").read_text()).only(only)
+    catalogue = _catalogue(only)
     work = _work_directory(keep, "catalogue")
     play = partial(play_all, catalogue, repeat, config, seed, work, net)
     score = run_main(partial(_until_signal, play))
     _write_score(score_path, score)
     print_catalogue_score(score, work)
     sys.exit(0 if score.ok else 1)
+
+
+def _catalogue(only: tuple[str, ...]) -> Catalogue:
+    with errors_told():
+        return parse_catalogue((SCENARIOS / "catalogue" / "faults.toml").read_text()).only(only)
 
 
 def _write_score(path: Path | None, score: object) -> None:

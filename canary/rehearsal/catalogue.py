@@ -99,9 +99,20 @@ class Fault:
     from outside; `withheld`, with the first delivery withheld after that."""
 
     @property
+    def made_by(self) -> str:
+        """In a few words."""
+        return ", ".join(map(_made_by, self.steps))
+
+    @property
     def shards(self) -> frozenset[str]:
         """Those that it breaks; an incident of another is false."""
         return frozenset(shard for step in self.steps for shard in _broken(step, self.cluster.regions))
+
+
+def _made_by(step: Step) -> str:
+    if step.do == "deploy":
+        return f"{step.build} on {step.node or 'all nodes'}"
+    return f"{step.kind} {step.target}{' both ways' if step.both_ways else ''}"
 
 
 def _broken(step: Step, regions: Sequence[str]) -> Iterable[str]:
@@ -119,6 +130,22 @@ def _broken(step: Step, regions: Sequence[str]) -> Iterable[str]:
 class Catalogue:
     times: Times
     faults: tuple[Fault, ...]
+
+    def page(self) -> str:
+        """What is played and what must be said, as a table in Markdown."""
+        rows = [
+            (
+                f"`{fault.name}`",
+                fault.title,
+                f"`{fault.made_by}`",
+                fault.kind or "nothing",
+                f"`{fault.scope}`" if fault.scope else "",
+                f"{fault.page_within_s:g} s" if fault.page_within_s else "",
+            )
+            for fault in self.faults
+        ]
+        heads = ("fault", "what is wrong", "made by", "must be called", "seen at", "PAGE within")
+        return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
 
     def only(self, names: Sequence[str]) -> "Catalogue":
         """The faults of these names, or all for none. Raises ConfigError for a name that is not there."""

@@ -92,7 +92,7 @@ class ScopeTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("give either `exactly` or `among` or `any_of`")
 
     def __str__(self) -> str:
-        return self.exactly or self.among or " | ".join(self.any_of)
+        return self.exactly or self.among or " or ".join(self.any_of)
 
     def fits(self, said: Sequence[str]) -> bool:
         """Whether the explanations, best first, are what they must be."""
