@@ -34,6 +34,7 @@ class _FaultText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     page_within: str | None = None
     counts_from: Literal["start", "withheld"] = "start"
+    well_for: str = "4s"
     regions: list[str] = []
 
     def __post_init__(self) -> None:
@@ -84,6 +85,8 @@ class Fault:
     title: str
     cluster: ClusterShape
     steps: tuple[Step, ...]
+    well_s: float
+    """So long nothing is broken before it is made; a page in this stretch is false."""
     lasts_s: float
     """It is played for so long at most, from its first effect."""
     kind: str | None
@@ -181,6 +184,7 @@ def _fault(name: str, fault: _FaultText, cluster: ClusterShape) -> Fault:
         title=fault.title,
         cluster=msgspec.structs.replace(cluster, regions=fault.regions or cluster.regions),
         steps=tuple(read_step(step) for step in fault.step),
+        well_s=seconds(fault.well_for),
         lasts_s=seconds(fault.lasts),
         kind=fault.kind.value if fault.kind else None,
         scope=fault.scope,

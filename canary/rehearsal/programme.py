@@ -42,8 +42,8 @@ CLUSTERS_PER_CORE = 3
 WELL_WITHIN_S = 30.0
 """From the start of a fleet until every canary hears every other: ten times what it takes."""
 
-WELL_FOR_S = 4.0
-"""The healthy stretch before a fault; a page in it is false."""
+SETTLE_S = 10.0
+"""What was done last is said by then: a deadline and as much again."""
 
 SAID_FOR_S = 2.0
 """What is right must stay right for so long: an incident thinks twice about each new belief, a second apart."""
@@ -97,7 +97,7 @@ class _Repertoire:
 
     def __init__(self, programme: Programme) -> None:
         plays = list(enumerate(programme.catalogue.faults * programme.repeat))
-        self.left = sorted(plays, key=lambda play: -play[1].lasts_s)
+        self.left = sorted(plays, key=lambda play: -play[1].well_s - play[1].lasts_s)
         self.played: list[tuple[Path, list[tuple[int, Heard]]]] = []
         self.clusters = 0
 
@@ -263,7 +263,7 @@ class _Director:
         self.began = self._wall()
         if is_well:
             self.tell("well")
-            await trio.sleep(WELL_FOR_S)
+            await trio.sleep(self.fault.well_s)
             await self._break_and_heal()
         else:
             self.trouble = f"the fleet was not well within {WELL_WITHIN_S:g} s, before anything was broken"
@@ -288,8 +288,7 @@ class _Director:
             return
         self.tell("until it is called over")
         if not ear.has_open_incident:
-            # What was done last would be said by now.
-            await trio.sleep(self.programme.catalogue.times.deadline_s + WELL_FOR_S)
+            await trio.sleep(SETTLE_S)
         await ear.until(lambda: not ear.has_open_incident, RESOLVED_WITHIN_S)
 
     async def _wait_said(self) -> None:
