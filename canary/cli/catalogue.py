@@ -147,11 +147,11 @@ def print_catalogue_score(score: CatalogueScore, work: Path) -> None:
     console.print()
     console.print(_matrix_table(score))
     console.print(
-        f"\n{len(score.plays)} faults played in {score.took_s:.0f} s, {score.healthy_s:.0f} s of them with nothing broken; "
+        f"\n{len(score.plays)} faults played in {score.took_s:.0f} s, in all {score.healthy_s:.0f} s with nothing broken, "
         f"{score.false_pages} false pages"
     )
     for failure in score.failures:
-        console.print(f"NOT AS EXPECTED  {failure}", style="red")
+        console.print(f"NOT AS EXPECTED  {failure}", style="red", soft_wrap=True)
     if score.ok:
         console.print("The fleet said what it must, of every fault.", style="green")
     console.print(f"To look back: canary incidents --journal {work}/.../journal.sqlite")
@@ -159,8 +159,11 @@ def print_catalogue_score(score: CatalogueScore, work: Path) -> None:
 
 def _plays_table(plays: Sequence[FaultScore]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("fault", "said", "at", "PAGE after", "of", "over after"):
-        table.add_column(heading, justify="left" if heading in ("fault", "said", "at") else "right")
+    table.add_column("fault", no_wrap=True)
+    table.add_column("said", no_wrap=True)
+    table.add_column("at", overflow="fold")
+    for heading in ("PAGE after", "of", "over after"):
+        table.add_column(heading, justify="right")
     for play in plays:
         table.add_row(
             play.fault,

@@ -161,7 +161,7 @@ def test_a_fault_from_outside_counts_from_its_beginning():
         (Play().incident(where="size=large"), f"it was seen at size=large | same_node=no, not at {RIGHT}"),
         (Play().incident(reason="silence"), 'its reason was "silence", without "500"'),
         (Play().incident(opened=20.0), "PAGE came after 8.0 s; at most 7 s were due"),
-        (Play().incident(resolved=None), "it was not called over within 240 s"),
+        (Play().incident(resolved=None), "it was not called over within 300 s"),
         (Play(), "nothing was said of it within 40 s; undelivered was due"),
         (Play(effects=False), "by the cluster's own log it had no effect"),
         (Play(trouble="no node").incident(), "it could not be played: no node"),
