@@ -7,20 +7,14 @@ An agent has one open incident at a time. It holds every shard that pages while 
 is where: a rollout that breaks two shards, or a storm with two causes, is one thing to wake up for, and two faults that
 touch cannot be told apart in their first seconds anyway.
 
-Where a failure is, `explain` reads off cells: heartbeats and misses counted by label. It looks for conjunctions of
-labels inside which the loss is high and outside which it is not, by likelihood, with a price per condition so that
-chance finds nothing. Relations such as same_node are labels too: without them a broken link between nodes reads as a
-list of pairs. Different conjunctions may cover the same cells; then no data could tell them apart, and all are named.
+Where a failure is, `canary/scope.py` reads off cells: heartbeats and misses counted by label.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from heapq import nlargest
-from itertools import combinations, islice
-from math import inf, log
-from operator import and_, or_
+from itertools import islice
+from math import inf
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -30,26 +24,24 @@ from canary.events import (
     FAILED,
     Alarm,
     Change,
-    Conjunction,
     HeartbeatId,
     Incident,
     IncidentChanged,
     IncidentId,
     Kind,
     Labels,
-    Literal,
     Live,
     Looked,
     Oracle,
     Outcome,
     Rate,
     Route,
-    Rule,
     Scope,
     Settled,
     Tier,
     Verdict,
 )
+from canary.scope import Belief, belief, covers, explain, rated, spell
 
 EVALUATE_S = 1.0
 """An open incident is thought over this often at most; people read no faster, and it costs some milliseconds."""
@@ -85,8 +77,6 @@ MISSING = {
     Live.EXCUSED: None,
 }
 """What an outcome counts as; None counts for nothing. OVERDUE is provisional: corrected when the heartbeat arrives."""
-
-Cells = Mapping[Labels, Rate]
 
 
 class Incidents:
@@ -255,7 +245,7 @@ class _Case:
         self._counts: dict[tuple[Route, Labels], list[int]] = {}
         self._missing: dict[HeartbeatId, int] = {}
         self._stale = False
-        self._candidate: _Belief | None = None
+        self._candidate: Belief | None = None
         self._kind_found: Kind | None = None
         self._affected = set(incident.routes)
         """Routes that were silent inside the scope: their messages decide when it is over."""
@@ -387,13 +377,13 @@ class _Case:
         self._stale = False
         cells = self._cells()
         found = explain(cells, self._detection.tolerated_loss)
-        before, candidate = self._candidate, _belief(found)
+        before, candidate = self._candidate, belief(found)
         self._candidate = candidate
-        if not believed.rules or candidate == _belief(believed):
+        if not believed.rules or candidate == belief(believed):
             return found, earlier
         # The first seconds of a stage rest on few heartbeats: a new scope has to be found twice in a row.
         if not found.rules or candidate != before:
-            return _rated(believed, cells), earlier
+            return rated(believed, cells), earlier
         return found, (*earlier, believed)[-EARLIER_MAX:]
 
     def _cells(self) -> dict[Labels, Rate]:
@@ -406,19 +396,12 @@ class _Case:
 
     def _missing_routes(self, scope: Scope) -> Iterator[Route]:
         for (route, labels), (missed, _) in self._counts.items():
-            if missed and (not scope.rules or any(_inside(rule, labels) for rule in scope.rules)):
+            if missed and (not scope.rules or any(covers(rule, labels) for rule in scope.rules)):
                 yield route
 
 
-_Belief = tuple[frozenset[Conjunction], ...]
-
-
-def _belief(scope: Scope) -> _Belief:
-    return tuple(frozenset(rule.conjunctions) for rule in scope.rules)
-
-
 def _differences(before: Incident, after: Incident) -> Iterator[str]:
-    if _belief(before.scope) != _belief(after.scope):
+    if belief(before.scope) != belief(after.scope):
         yield "the failure is " + ", and ".join(spell(rule.conjunctions[0]) for rule in after.scope.rules)
     asked_first = (
         after.stored.total + after.replayed.total and not before.stored.total + before.replayed.total
@@ -428,11 +411,6 @@ def _differences(before: Incident, after: Incident) -> Iterator[str]:
             f"{after.kind.value}: {after.stored.missed} of {after.stored.total} not in the store,"
             f" {after.replayed.missed} of {after.replayed.total} not in the replay"
         )
-
-
-def spell(conjunction: Conjunction) -> str:
-    """The conjunction as people read it."""
-    return " & ".join(f"{name}={value}" for name, value in conjunction) or "everywhere"
 
 
 # --- what the oracles say ------------------------------------------------------------------------------------------
@@ -487,193 +465,3 @@ def _remember(memory: dict[_Key, _Value], key: _Key, value: _Value) -> None:
     memory[key] = value
     if len(memory) > 2 * MISSING_MAX:
         del memory[next(iter(memory))]
-
-
-# --- where it is ---------------------------------------------------------------------------------------------------
-
-ATTRIBUTES: Mapping[str, Callable[[Labels], str]] = {
-    "sender.build": lambda labels: labels.sender.build,
-    "sender.node": lambda labels: labels.sender.node,
-    "sender.region": lambda labels: labels.sender.region,
-    "receiver.build": lambda labels: labels.receiver.build,
-    "receiver.node": lambda labels: labels.receiver.node,
-    "receiver.region": lambda labels: labels.receiver.region,
-    "shard": lambda labels: labels.shard,
-    "same_node": lambda labels: _yes(labels.sender.node == labels.receiver.node),
-    "same_region": lambda labels: _yes(labels.sender.region == labels.receiver.region),
-    "same_build": lambda labels: _yes(labels.sender.build == labels.receiver.build),
-}
-"""What a literal may speak of, in the order in which a conjunction is written."""
-
-PREFERENCE = (
-    "sender.build",
-    "same_node",
-    "same_region",
-    "shard",
-    "receiver.build",
-    "same_build",
-    "sender.region",
-    "receiver.region",
-    "sender.node",
-    "receiver.node",
-)
-"""Of equivalent explanations the one is named first whose words come first here. Builds tell ends apart during a rollout
-only, and what has just changed is to blame; relations of place are causes, lists of nodes are symptoms."""
-
-RULES_MAX = 3
-DEPTH_MAX = 3
-BEAM = 24
-LITERALS_MAX = 64
-"""Conditions tried at once, those with the most misses first; bounds an evaluation whatever a shard calls its nodes."""
-
-
-def explain(cells: Cells, tolerated_loss: float) -> Scope:
-    """The smallest conjunctions of labels that explain where heartbeats are missing; no rule where nothing stands out.
-
-    Up to three rules, each found on the cells that the ones before it have left over. A loss that is the same everywhere
-    is one rule with the empty conjunction.
-    """
-    rules: list[Rule] = []
-    left = {labels: rate for labels, rate in cells.items() if rate.total}
-    while left and len(rules) < RULES_MAX:
-        table = _Table(left, tolerated_loss)
-        extension = table.best()
-        if extension is None:
-            break
-        descriptions = sorted(table.descriptions(extension), key=_preference)
-        rules.append(Rule(tuple(descriptions), table.rate(extension)))
-        left = table.without(extension)
-    if not rules and _lossy_everywhere(_sum(left.values()), tolerated_loss):
-        return Scope((Rule(((),), _sum(left.values())),), Rate(0, 0))
-    return Scope(tuple(rules), _sum(left.values()))
-
-
-class _Table:
-    """Cells as bits. A set of cells (the extension of a conjunction) is an int, one bit per cell; to count inside it,
-    totals and misses are held as planes, the cells whose number has a given binary digit."""
-
-    def __init__(self, cells: Cells, tolerated_loss: float) -> None:
-        self._labels = list(cells)
-        self._rates = list(cells.values())
-        self._tolerated_loss = tolerated_loss
-        self._everything = (1 << len(cells)) - 1
-        self._missed = _planes([rate.missed for rate in self._rates])
-        self._total = _planes([rate.total for rate in self._rates])
-        self._some_missed = reduce(or_, self._missed, 0)
-        self._all = self.rate(self._everything)
-        self._literals = self._informative_literals()
-
-    def _informative_literals(self) -> dict[Literal, int]:
-        literals: dict[Literal, int] = {}
-        for bit, labels in enumerate(self._labels):
-            for name, read in ATTRIBUTES.items():
-                literal = name, read(labels)
-                literals[literal] = literals.get(literal, 0) | 1 << bit
-        partial = {words: cells for words, cells in literals.items() if cells != self._everything}
-        most_missed = nlargest(LITERALS_MAX, partial, key=lambda literal: self.rate(partial[literal]).missed)
-        return {literal: partial[literal] for literal in most_missed}
-
-    def rate(self, extension: int) -> Rate:
-        return Rate(_count(extension, self._missed), _count(extension, self._total))
-
-    def without(self, extension: int) -> dict[Labels, Rate]:
-        return {
-            labels: rate
-            for bit, (labels, rate) in enumerate(zip(self._labels, self._rates, strict=True))
-            if not extension >> bit & 1
-        }
-
-    def best(self) -> int | None:
-        """The extension with the highest score above 0: all of one literal, all of two, and those of three that build
-        on the best of two."""
-        literals = set(self._literals.values())
-        scores: dict[int, float] = {}
-        level = {self._everything}
-        for depth in range(1, DEPTH_MAX + 1):
-            level = {base & literal for base in level for literal in literals} - scores.keys()
-            level = {extension for extension in level if extension & self._some_missed}
-            scores |= {extension: self._score(extension, depth) for extension in level}
-            if depth >= 2:
-                level = set(nlargest(BEAM, level, key=scores.__getitem__))
-        # Of equal scores the smallest int wins, so that the answer hangs on the cells alone.
-        best = max(scores, key=lambda extension: (scores[extension], -extension), default=0)
-        return best if scores.get(best, 0) > 0 else None
-
-    def _score(self, extension: int, depth: int) -> float:
-        """How much likelier two rates are, inside and outside, than one for all; less a price for the words spent."""
-        inside = self.rate(extension)
-        outside = Rate(self._all.missed - inside.missed, self._all.total - inside.total)
-        if inside.share <= outside.share:
-            return -inf
-        gain = (
-            _log_likelihood(inside, inside.share)
-            + _log_likelihood(outside, max(outside.share, self._tolerated_loss))
-            - _log_likelihood(self._all, self._all.share)
-        )
-        return gain - depth * log(len(self._literals)) - 0.5 * log(self._all.total)
-
-    def descriptions(self, extension: int) -> list[Conjunction]:
-        """Every shortest conjunction that holds in these cells and in no other."""
-        wider = {words: cells for words, cells in self._literals.items() if extension & ~cells == 0}
-        for depth in range(1, DEPTH_MAX + 1):
-            found = [
-                tuple(sorted(words, key=_written))
-                for words in combinations(wider, depth)
-                if reduce(and_, (wider[literal] for literal in words)) == extension
-            ]
-            if found:
-                return found
-        raise AssertionError("an extension was found without a conjunction")
-
-
-def _planes(numbers: list[int]) -> list[int]:
-    digits = max(numbers, default=0).bit_length()
-    return [
-        sum(1 << bit for bit, number in enumerate(numbers) if number >> digit & 1) for digit in range(digits)
-    ]
-
-
-def _count(extension: int, planes: list[int]) -> int:
-    return sum([(extension & plane).bit_count() << digit for digit, plane in enumerate(planes)])
-
-
-def _log_likelihood(rate: Rate, share: float) -> float:
-    hits = rate.missed * log(share) if rate.missed else 0.0
-    return hits + ((rate.total - rate.missed) * log(1 - share) if rate.missed < rate.total else 0.0)
-
-
-def _lossy_everywhere(rate: Rate, tolerated_loss: float) -> bool:
-    if rate.share <= tolerated_loss:
-        return False
-    gain = _log_likelihood(rate, rate.share) - _log_likelihood(rate, tolerated_loss)
-    return gain > log(len(ATTRIBUTES)) + 0.5 * log(rate.total)
-
-
-def _rated(scope: Scope, cells: Cells) -> Scope:
-    """The same rules with the rates of today."""
-    left, rules = dict(cells), []
-    for rule in scope.rules:
-        inside = [labels for labels in left if _inside(rule, labels)]
-        rules.append(replace(rule, inside=_sum(left.pop(labels) for labels in inside)))
-    return Scope(tuple(rules), _sum(left.values()))
-
-
-def _inside(rule: Rule, labels: Labels) -> bool:
-    return all(ATTRIBUTES[name](labels) == value for name, value in rule.conjunctions[0])
-
-
-def _sum(rates: Iterable[Rate]) -> Rate:
-    listed = list(rates)
-    return Rate(sum(rate.missed for rate in listed), sum(rate.total for rate in listed))
-
-
-def _written(literal: Literal) -> int:
-    return list(ATTRIBUTES).index(literal[0])
-
-
-def _preference(conjunction: Conjunction) -> tuple[list[int], Conjunction]:
-    return sorted(PREFERENCE.index(name) for name, _ in conjunction), conjunction
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"

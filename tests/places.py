@@ -12,7 +12,7 @@ from canary.events import (
     Route,
     Scope,
 )
-from canary.incident import Cells
+from canary.scope import Cells
 
 Loss = Callable[[Labels], float]
 

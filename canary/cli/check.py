@@ -14,9 +14,9 @@ from canary.agent import Agent, run_agent, wall_offset_s
 from canary.cli.options import config_option, json_option, planned
 from canary.cli.telling import print_json, run_main
 from canary.events import FAILED, Attached, Event, Labels, Rate, Scope, Settled, Verdict
-from canary.incident import explain
 from canary.outputs.summary import Summary, render_summary, summarise
 from canary.plan import Plan, spot_check
+from canary.scope import explain
 
 CHECK_BEATS = 2
 """Heartbeats of each sender in a spot check: the first may meet a cold cache, the second shows it."""

@@ -13,7 +13,8 @@ import pytest
 from canary.config import Detection, Heartbeats
 from canary.detector import Detector
 from canary.events import Change, HeartbeatId, IncidentId, Labels, Live, Outcome, Tier
-from canary.incident import Incidents, explain
+from canary.incident import Incidents
+from canary.scope import explain
 from tests.clockwork import (
     SOMEWHERE,
     TEN_SECONDS,
