@@ -8,7 +8,7 @@ broken link between nodes reads as a list of pairs. Different conjunctions may c
 tell them apart, and all are named.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from heapq import nlargest
 from itertools import combinations
@@ -17,7 +17,7 @@ from operator import and_, or_
 
 from msgspec.structs import replace
 
-from canary.events import Conjunction, Labels, Literal, Rate, Rule, Scope
+from canary.events import Aspect, Conjunction, Labels, Literal, Rate, Rule, Scope
 
 Cells = Mapping[Labels, Rate]
 
@@ -28,15 +28,21 @@ ATTRIBUTES: Mapping[str, Callable[[Labels], str]] = {
     "sender.build": lambda labels: labels.sender.build,
     "sender.node": lambda labels: labels.sender.node,
     "sender.region": lambda labels: labels.sender.region,
+    "sender": lambda labels: labels.sender.canary,
     "receiver.build": lambda labels: labels.receiver.build,
     "receiver.node": lambda labels: labels.receiver.node,
     "receiver.region": lambda labels: labels.receiver.region,
+    "receiver": lambda labels: labels.receiver.canary,
+    "session": lambda labels: labels.session,
     "shard": lambda labels: labels.shard,
+    "channel": lambda labels: labels.shape.channel,
+    "size": lambda labels: labels.shape.size,
+    "text": lambda labels: labels.shape.text,
     "same_node": lambda labels: _yes(labels.sender.node == labels.receiver.node),
     "same_region": lambda labels: _yes(labels.sender.region == labels.receiver.region),
     "same_build": lambda labels: _yes(labels.sender.build == labels.receiver.build),
 }
-"""What a literal may speak of, in the order in which a conjunction is written."""
+"""What a literal may speak of, in the order in which a conjunction is written. The empty value is not known: no literal."""
 
 PREFERENCE = (
     "sender.build",
@@ -49,19 +55,43 @@ PREFERENCE = (
     "receiver.region",
     "sender.node",
     "receiver.node",
+    "channel",
+    "size",
+    "text",
+    "session",
+    "sender",
+    "receiver",
 )
 """Of equivalent explanations the one is named first whose words come first here. Builds tell ends apart during a rollout
-only, and what has just changed is to blame; relations of place are causes, lists of nodes are symptoms."""
+only, and what has just changed is to blame; relations of place are causes, lists of nodes are symptoms. What a message
+is like comes after all places: in the first seconds a place has seen few shapes. One user comes last, for behind every
+canary that is alone on its node stands the node."""
+
+_SENDER = ("sender.build", "sender.node", "sender.region", "sender")
+_RECEIVER = ("receiver.build", "receiver.node", "receiver.region", "receiver")
+_SHAPE = ("channel", "size", "text")
+_RELATIONS = ("same_node", "same_region", "same_build")
+
+SPOKEN_OF: Mapping[Aspect, tuple[str, ...]] = {
+    Aspect.LIVE: tuple(ATTRIBUTES),
+    Aspect.ARRIVAL: tuple(ATTRIBUTES),
+    Aspect.LEAK: tuple(ATTRIBUTES),
+    Aspect.SEND: (*_SENDER, "shard", *_SHAPE),
+    Aspect.LOOK: (*_SENDER, *_RECEIVER, "shard", *_SHAPE, *_RELATIONS),
+    Aspect.SESSION: (*_RECEIVER, "shard"),
+}
+"""What can have to do with a trial: a send has no receiver, a session no message, a look-up no websocket."""
 
 RULES_MAX = 3
 DEPTH_MAX = 3
 BEAM = 24
 LITERALS_MAX = 64
-"""Conditions tried at once, those with the most misses first; bounds an evaluation whatever a shard calls its nodes."""
+"""Sets of cells that one condition holds in, tried at once, those with the most misses first; bounds an evaluation
+whatever a shard calls its nodes."""
 
 
-def explain(cells: Cells, tolerated_loss: float) -> Scope:
-    """The smallest conjunctions of labels that explain where heartbeats are missing; no rule where nothing stands out.
+def explain(cells: Cells, tolerated_loss: float, aspect: Aspect = Aspect.LIVE) -> Scope:
+    """The smallest conjunctions of labels that explain where trials fail; no rule where nothing stands out.
 
     Up to three rules, each found on the cells that the ones before it have left over. A loss that is the same everywhere
     is one rule with the empty conjunction.
@@ -69,7 +99,7 @@ def explain(cells: Cells, tolerated_loss: float) -> Scope:
     rules: list[Rule] = []
     left = {labels: rate for labels, rate in cells.items() if rate.total}
     while left and len(rules) < RULES_MAX:
-        table = _Table(left, tolerated_loss)
+        table = _Table(left, tolerated_loss, SPOKEN_OF[aspect])
         extension = table.best()
         if extension is None:
             break
@@ -85,7 +115,7 @@ class _Table:
     """Cells as bits. A set of cells (the extension of a conjunction) is an int, one bit per cell; to count inside it,
     totals and misses are held as planes, the cells whose number has a given binary digit."""
 
-    def __init__(self, cells: Cells, tolerated_loss: float) -> None:
+    def __init__(self, cells: Cells, tolerated_loss: float, names: Sequence[str]) -> None:
         self._labels = list(cells)
         self._rates = list(cells.values())
         self._tolerated_loss = tolerated_loss
@@ -94,17 +124,25 @@ class _Table:
         self._total = _planes([rate.total for rate in self._rates])
         self._some_missed = reduce(or_, self._missed, 0)
         self._all = self.rate(self._everything)
-        self._literals = self._informative_literals()
+        self._literals = self._informative_literals(names)
+        self._extensions = sorted(set(self._literals.values()))
+        self._alike = _log_likelihood(self._all, self._all.share) + 0.5 * log(self._all.total)
+        """What two rates must be likelier than."""
+        self._price = log(max(len(self._extensions), 1))
 
-    def _informative_literals(self) -> dict[Literal, int]:
-        literals: dict[Literal, int] = {}
-        for bit, labels in enumerate(self._labels):
-            for name, read in ATTRIBUTES.items():
-                literal = name, read(labels)
-                literals[literal] = literals.get(literal, 0) | 1 << bit
-        partial = {words: cells for words, cells in literals.items() if cells != self._everything}
-        most_missed = nlargest(LITERALS_MAX, partial, key=lambda literal: self.rate(partial[literal]).missed)
-        return {literal: partial[literal] for literal in most_missed}
+    def _informative_literals(self, names: Sequence[str]) -> dict[Literal, int]:
+        cells_of: dict[Literal, list[int]] = {}
+        for name in names:
+            read = ATTRIBUTES[name]
+            for cell, labels in enumerate(self._labels):
+                if value := read(labels):
+                    cells_of.setdefault((name, value), []).append(cell)
+        literals = {literal: _bits(cells, len(self._labels)) for literal, cells in cells_of.items()}
+        extensions = set(literals.values()) - {self._everything}
+        most_missed = set(
+            nlargest(LITERALS_MAX, extensions, key=lambda cells: (_count(cells, self._missed), cells))
+        )
+        return {literal: cells for literal, cells in literals.items() if cells in most_missed}
 
     def rate(self, extension: int) -> Rate:
         return Rate(_count(extension, self._missed), _count(extension, self._total))
@@ -119,11 +157,10 @@ class _Table:
     def best(self) -> int | None:
         """The extension with the highest score above 0: all of one literal, all of two, and those of three that build
         on the best of two."""
-        literals = set(self._literals.values())
         scores: dict[int, float] = {}
         level = {self._everything}
         for depth in range(1, DEPTH_MAX + 1):
-            level = {base & literal for base in level for literal in literals} - scores.keys()
+            level = {base & literal for base in level for literal in self._extensions} - scores.keys()
             level = {extension for extension in level if extension & self._some_missed}
             scores |= {extension: self._score(extension, depth) for extension in level}
             if depth >= 2:
@@ -138,12 +175,9 @@ class _Table:
         outside = Rate(self._all.missed - inside.missed, self._all.total - inside.total)
         if inside.share <= outside.share:
             return -inf
-        gain = (
-            _log_likelihood(inside, inside.share)
-            + _log_likelihood(outside, max(outside.share, self._tolerated_loss))
-            - _log_likelihood(self._all, self._all.share)
-        )
-        return gain - depth * log(len(self._literals)) - 0.5 * log(self._all.total)
+        apart = _log_likelihood(inside, inside.share)
+        apart += _log_likelihood(outside, max(outside.share, self._tolerated_loss))
+        return apart - self._alike - depth * self._price
 
     def descriptions(self, extension: int) -> list[Conjunction]:
         """Every shortest conjunction that holds in these cells and in no other."""
@@ -159,15 +193,29 @@ class _Table:
         raise AssertionError("an extension was found without a conjunction")
 
 
+def _bits(places: Iterable[int], size: int) -> int:
+    """One bit per place. By way of the written number, which is read in one go."""
+    written = bytearray(b"0") * size
+    for place in places:
+        written[size - 1 - place] = ord("1")
+    return int(written, 2)
+
+
 def _planes(numbers: list[int]) -> list[int]:
+    """The places whose number has a one in a digit, for each binary digit, the highest first."""
     digits = max(numbers, default=0).bit_length()
     return [
-        sum(1 << bit for bit, number in enumerate(numbers) if number >> digit & 1) for digit in range(digits)
+        _bits([place for place, number in enumerate(numbers) if number >> digit & 1], len(numbers))
+        for digit in reversed(range(digits))
     ]
 
 
 def _count(extension: int, planes: list[int]) -> int:
-    return sum([(extension & plane).bit_count() << digit for digit, plane in enumerate(planes)])
+    """From the highest digit down, as a number is read."""
+    number = 0
+    for plane in planes:
+        number += number + (extension & plane).bit_count()
+    return number
 
 
 def _log_likelihood(rate: Rate, share: float) -> float:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from msgspec.structs import replace
+
 from canary.events import (
     CanaryName,
     End,
@@ -11,6 +13,7 @@ from canary.events import (
     Rate,
     Route,
     Scope,
+    Shape,
 )
 from canary.scope import Cells
 
@@ -49,7 +52,7 @@ def both_regions_per_node() -> list[Place]:
 
 def passages(places: Sequence[Place], builds: Callable[[Place], str]) -> dict[Route, Labels]:
     def end(place: Place) -> End:
-        return End(place.region, place.node, builds(place))
+        return End(place.region, place.node, builds(place), place.name)
 
     return {
         Route(CanaryName(a.name), CanaryName(b.name)): Labels(a.shard, end(a), end(b))
@@ -77,6 +80,26 @@ def cells(routes: dict[Route, Labels], loss: Loss, heartbeats: int, random: Rand
         share, rate = loss(labels), sums.get(labels, Rate(0, 0))
         missed = sum(random.random() < share for _ in range(heartbeats))
         sums[labels] = Rate(rate.missed + missed, rate.total + heartbeats)
+    return sums
+
+
+def shaped(routes: dict[Route, Labels], loss: Loss, heartbeats: int, random: Random) -> dict[Labels, Rate]:
+    """Counts after so many heartbeats per route when every sender varies what it sends, and every receiver's session is
+    renewed, each by a rota of its own: small and large in turn, pairs of ascii and unicode, fours on either channel."""
+    ends = {end for route in routes for end in (route.sender, route.receiver)}
+    begins = {end: random.randrange(16) for end in sorted(ends)}
+    sums: dict[Labels, Rate] = {}
+    for route, labels in routes.items():
+        for number in range(heartbeats):
+            sent, attached = begins[route.sender] + number, begins[route.receiver] + number
+            shape = Shape(
+                channel=f"messaging:{labels.shard}-{sent // 4 % 2}",
+                size=("small", "large")[sent % 2],
+                text=("ascii", "unicode")[sent // 2 % 2],
+            )
+            passage = replace(labels, shape=shape, session=("new", "old")[attached // 8 % 2])
+            rate = sums.get(passage, Rate(0, 0))
+            sums[passage] = Rate(rate.missed + (random.random() < loss(passage)), rate.total + 1)
     return sums
 
 

@@ -12,7 +12,6 @@ from canary.config import Detection, Heartbeats
 from canary.events import (
     Alarm,
     Change,
-    End,
     HeartbeatId,
     Incident,
     IncidentChanged,
@@ -428,9 +427,7 @@ def test_a_carried_incident_that_is_over_ends_by_clean_messages_alone() -> None:
 
 def test_the_examples_of_a_single_route_stay_in_the_order_of_their_loss() -> None:
     story = Story()
-    story.loss = lambda labels: float(
-        labels.sender.node == "us-0" and labels.receiver == End("sg", "us-1", "A")
-    )
+    story.loss = lambda labels: float(labels.sender.node == "us-0" and labels.receiver.canary == "us-1-sg")
     story.play(4)
     story.page("us", onset_at=0)
     story.play(2)

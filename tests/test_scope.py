@@ -3,8 +3,9 @@
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
-from canary.events import Labels, Rate, Rule, Scope
+from canary.events import Aspect, Labels, Rate, Rule, Scope, Shape
 from canary.scope import explain
 from tests.places import (
     NEW_BUILD_TO_OTHER_NODE,
@@ -18,6 +19,7 @@ from tests.places import (
     passages,
     rollout,
     said,
+    shaped,
 )
 
 
@@ -118,7 +120,7 @@ def test_what_has_just_changed_is_named_before_where_it_runs() -> None:
         passages(places, rollout(1)), lambda labels: float(labels.sender.build == "B"), 5, Random(1)
     )
     (rule,) = explain(counted, 0.001).rules
-    assert rule.conjunctions == ((("sender.build", "B"),), (("sender.node", "n00"),))
+    assert rule.conjunctions == ((("sender.build", "B"),), (("sender.node", "n00"),), (("sender", "c00"),))
 
 
 def test_a_loss_that_is_the_same_everywhere_is_everywhere() -> None:
@@ -128,3 +130,102 @@ def test_a_loss_that_is_the_same_everywhere_is_everywhere() -> None:
 
 def test_nothing_counted_explains_nothing() -> None:
     assert explain({}, 0.001) == Scope((), Rate(0, 0))
+
+
+# --- what a message is like ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "heartbeats", "words"),
+    [
+        pytest.param(lambda labels: labels.shape.size == "large", 2, {"size=large"}, id="only large messages"),
+        pytest.param(lambda labels: labels.shape.text == "unicode", 2, {"text=unicode"}, id="only letters beyond ASCII"),
+        pytest.param(lambda labels: labels.shape.channel == "messaging:us-0", 3, {"channel=messaging:us-0"}, id="one channel"),
+        pytest.param(lambda labels: labels.session == "old", 2, {"session=old"}, id="only old sessions"),
+        pytest.param(lambda labels: labels.receiver.canary == "us-1-sg", 1, {"receiver=us-1-sg"}, id="one user"),
+        pytest.param(
+            lambda labels: labels.receiver.node == "us-1" and labels.shape.size == "large",
+            2, {"receiver.node=us-1", "size=large"}, id="large messages to one node",
+        ),
+        pytest.param(
+            lambda labels: labels.receiver.build == "B" and labels.session == "old",
+            6, {"receiver.build=B", "session=old"}, id="old sessions on the new build",
+        ),
+        pytest.param(local_fanout, 1, {"sender.build=B", "same_node=no"}, id="the ninth of December"),
+        pytest.param(lambda labels: labels.receiver.node == "us-1", 1, {"receiver.node=us-1"}, id="a dead node"),
+        pytest.param(lambda labels: labels.sender.node == "us-1", 1, {"sender.node=us-1"}, id="a node that sends nothing on"),
+    ],
+)  # fmt: skip
+def test_a_fault_that_spares_most_messages_is_named_after_few_of_them(
+    loss: Loss, heartbeats: int, words: set[str]
+) -> None:
+    for seed in range(20):
+        for more in (0, 1, 4, 20):
+            routes = passages(both_regions_per_node(), rollout(1))
+            counted = shaped(routes, loss, heartbeats + more, Random(seed))
+            scope = explain(counted, 0.001)
+            assert len(scope.rules) == 1
+            assert exactly(scope, counted, loss)
+            assert {f"{name}={value}" for name, value in scope.rules[0].conjunctions[0]} == words
+
+
+def test_places_are_named_before_the_messages_that_happened_to_fall_on_them() -> None:
+    """In its first second the only sender on the new build sent something large, and nobody else did."""
+    routes = passages([place for place in both_regions_per_node() if place.shard == "us"], rollout(1))
+    counted = {
+        replace(
+            labels, shape=Shape("messaging:us-0", "large" if labels.sender.build == "B" else "small")
+        ): Rate(3 * (labels.sender.build == "B"), 3)
+        for labels in routes.values()
+    }
+    (rule,) = explain(counted, 0.001).rules
+    assert rule.conjunctions == (
+        (("sender.build", "B"),),
+        (("sender.node", "us-0"),),
+        (("size", "large"),),
+        (("sender", "us-0-us"),),
+    )
+
+
+def test_a_healthy_fleet_of_many_shapes_gets_no_rule() -> None:
+    for seed in range(40):
+        routes = passages(both_regions_per_node(), rollout(seed % 4))
+        assert explain(shaped(routes, lambda labels: 0.0005, 200, Random(seed)), 0.001).rules == ()
+
+
+def test_what_was_never_said_is_no_explanation() -> None:
+    """Records without channel and canary, beside others that have them."""
+    routes = passages(both_regions_per_node(), rollout(0))
+    counted = {}
+    for labels in routes.values():
+        old = replace(
+            labels, sender=replace(labels.sender, canary=""), receiver=replace(labels.receiver, canary="")
+        )
+        counted |= {labels: Rate(0, 5), old: Rate(5, 5)}
+    names = {
+        name for rule in explain(counted, 0.001).rules for words in rule.conjunctions for name, _ in words
+    }
+    assert not names & {"sender", "receiver", "channel"}
+
+
+@pytest.mark.parametrize(
+    ("aspect", "unspoken"),
+    [
+        (Aspect.SEND, {"receiver", "session", "same"}),
+        (Aspect.SESSION, {"sender", "session", "same", "channel", "size", "text"}),
+        (Aspect.LOOK, {"session"}),
+    ],
+)
+def test_a_trial_is_explained_by_what_can_have_to_do_with_it(aspect: Aspect, unspoken: set[str]) -> None:
+    """One canary fails at what it does alone; the labels hold it at both ends."""
+    places = both_regions_per_node()
+    alone = {
+        route: labels
+        for route, labels in passages(places, rollout(0)).items()
+        if route.sender == route.receiver
+    }
+    counted = shaped(alone, lambda labels: labels.sender.canary == "us-1-us", 16, Random(1))
+    (rule,) = explain(counted, 0.001, aspect).rules
+    names = {name for words in rule.conjunctions for name, _ in words}
+    assert names
+    assert not {name.partition(".")[0].partition("_")[0] for name in names} & unspoken

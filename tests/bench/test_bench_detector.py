@@ -32,6 +32,7 @@ from tests.clockwork import (
 )
 from tests.places import (
     NEW_BUILD_TO_OTHER_NODE,
+    Loss,
     Place,
     both_regions_per_node,
     cells,
@@ -41,6 +42,7 @@ from tests.places import (
     passages,
     rollout,
     said,
+    shaped,
 )
 
 FULL = os.environ.get("CANARY_BENCH") == "full"
@@ -231,10 +233,14 @@ def test_cost_of_a_heartbeat() -> None:
     assert spent < 0.5
 
 
-def test_cost_of_an_explanation() -> None:
-    counted = {}
-    for stage in range(4):
-        counted |= cells(passages(one_region_per_node(), rollout(stage)), local_fanout, 20, Random(stage))
+@pytest.mark.parametrize(
+    "loss",
+    [local_fanout, lambda labels: max(local_fanout(labels), 0.3 * (labels.receiver.node == "n12"))],
+    ids=["one fault", "two faults"],
+)
+def test_cost_of_an_explanation(loss: Loss) -> None:
+    counted = shaped(passages(one_region_per_node(), rollout(1)), loss, 100, Random(1))
+    assert len(counted) > 550
     spent = best_ms(10, lambda: explain(counted, 0.001))
     show(f"an explanation over {len(counted)} cells", f"{spent:.1f} ms", "20 ms")
     assert spent < (20 if FULL else 100)
