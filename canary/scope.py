@@ -86,8 +86,9 @@ RULES_MAX = 3
 DEPTH_MAX = 3
 BEAM = 24
 LITERALS_MAX = 64
-"""Sets of cells that one condition holds in, tried at once, those with the most misses first; bounds an evaluation
-whatever a shard calls its nodes."""
+NAMES_MAX = 4 * LITERALS_MAX
+"""Conditions tried at once, those with the most misses first, and how many names they may go by: a canary alone on its
+node is two. Bounds an evaluation whatever a shard calls its nodes."""
 
 
 def explain(cells: Cells, tolerated_loss: float, aspect: Aspect = Aspect.LIVE) -> Scope:
@@ -137,12 +138,15 @@ class _Table:
             for cell, labels in enumerate(self._labels):
                 if value := read(labels):
                     cells_of.setdefault((name, value), []).append(cell)
-        literals = {literal: _bits(cells, len(self._labels)) for literal, cells in cells_of.items()}
-        extensions = set(literals.values()) - {self._everything}
-        most_missed = set(
-            nlargest(LITERALS_MAX, extensions, key=lambda cells: (_count(cells, self._missed), cells))
+        most_missed = nlargest(
+            NAMES_MAX,
+            cells_of,
+            key=lambda literal: sum(self._rates[cell].missed for cell in cells_of[literal]),
         )
-        return {literal: cells for literal, cells in literals.items() if cells in most_missed}
+        literals = {literal: _bits(cells_of[literal], len(self._labels)) for literal in most_missed}
+        partial = set(literals.values()) - {self._everything}
+        tried = set(nlargest(LITERALS_MAX, partial, key=lambda cells: (_count(cells, self._missed), cells)))
+        return {literal: cells for literal, cells in literals.items() if cells in tried}
 
     def rate(self, extension: int) -> Rate:
         return Rate(_count(extension, self._missed), _count(extension, self._total))

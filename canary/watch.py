@@ -25,6 +25,7 @@ from canary.events import (
     Outcome,
     Route,
     Settled,
+    Trial,
 )
 from canary.incident import Incidents
 from canary.ledger import Ledger
@@ -86,7 +87,7 @@ class Watch:
             finding = waiting.popleft()
             spread.append(finding)
             match finding:
-                case Outcome():
+                case Outcome() | Trial():
                     waiting += self._detector.observe(finding)
                     waiting += self._incidents.observe(finding)
                 case Settled() | Alarm():

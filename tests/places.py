@@ -62,6 +62,15 @@ def passages(places: Sequence[Place], builds: Callable[[Place], str]) -> dict[Ro
     }
 
 
+def alone(places: Sequence[Place], builds: Callable[[Place], str]) -> dict[Route, Labels]:
+    """What a canary does with nobody but its node: the route leads to itself."""
+    ends = {place: End(place.region, place.node, builds(place), place.name) for place in places}
+    return {
+        Route(CanaryName(place.name), CanaryName(place.name)): Labels(place.shard, end, end)
+        for place, end in ends.items()
+    }
+
+
 def rollout(stage: int, shards: Sequence[str] | None = None) -> Callable[[Place], str]:
     """The first `stage` nodes of these shards (all shards, if not said) run build B."""
     return lambda place: (

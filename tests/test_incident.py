@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from canary.config import Detection, Heartbeats
 from canary.events import (
     Alarm,
+    Aspect,
     Change,
     HeartbeatId,
     Incident,
@@ -23,16 +24,20 @@ from canary.events import (
     Oracle,
     Outcome,
     Rate,
+    Route,
     Rule,
+    Scope,
     Settled,
     Tier,
+    Trial,
     Verdict,
 )
-from canary.incident import CELLS_MAX, Incidents
+from canary.incident import CELLS_MAX, REASONS_MAX, Incidents, _Failure
 from tests.places import (
     NEW_BUILD_TO_OTHER_NODE,
     Loss,
     Place,
+    alone,
     both_regions_per_node,
     local_fanout,
     passages,
@@ -56,6 +61,8 @@ class Story:
     stored: bool = True
     replayed: bool = True
     late: bool = False
+    tries: dict[Aspect, Callable[[Labels], Kind | None]] = field(default_factory=dict)
+    """What else is tried every second, and how it fails."""
 
     def __post_init__(self) -> None:
         numbers = count(1)
@@ -70,6 +77,7 @@ class Story:
         self.loss: Loss = lambda labels: 0.0
         self.excused: Callable[[Labels], bool] = lambda labels: False
         self.random = Random(1)
+        self.reason: Callable[[float], str] = lambda now: ""
         self.changes: list[IncidentChanged] = []
         self.waiting: list[tuple[float, Live, Outcome]] = []
 
@@ -77,6 +85,8 @@ class Story:
         before = len(self.changes)
         for _ in range(seconds):
             self._beat()
+            for aspect, fails in self.tries.items():
+                self._try(aspect, fails)
             self.now += 1
             self._ripen()
             self.changes += self.incidents.advance(self.now)
@@ -104,6 +114,22 @@ class Story:
                 self.waiting += [(self.now + 3, Live.OVERDUE, outcome), (self.now + 5, Live.MISSED, outcome)]
             else:
                 self.incidents.observe(replace(outcome, live=Live.ARRIVED, at=self.now + 0.1, latency_s=0.1))
+
+    def _try(self, aspect: Aspect, fails: Callable[[Labels], Kind | None]) -> None:
+        solo = aspect in (Aspect.SEND, Aspect.SESSION)
+        tried = (alone if solo else passages)(self.places, self.builds)
+        for route, labels in tried.items():
+            failed = fails(labels)
+            if failed or aspect is not Aspect.ARRIVAL:
+                self.tell(aspect, failed, route, labels)
+
+    def tell(
+        self, aspect: Aspect, failed: Kind | None, route: Route, labels: Labels, due_at: float | None = None
+    ) -> None:
+        due_at = self.now if due_at is None else due_at
+        heartbeat = HeartbeatId(f"1.{route.sender}.{due_at:.0f}")
+        reason = self.reason(due_at) if failed else ""
+        self.incidents.observe(Trial(aspect, failed, route, due_at, self.now, labels, heartbeat, reason))
 
     def _ripen(self) -> None:
         ripe = [entry for entry in self.waiting if entry[0] <= self.now]
@@ -147,10 +173,17 @@ class Story:
             )
         )
 
-    def page(self, shard: str, onset_at: float, loss: float = 1.0) -> IncidentChanged:
-        alarm = Alarm(shard, Tier.PAGE, Tier.SUSPECT, self.now, 3e6, loss, onset_at, ())
+    def page(
+        self, shard: str, onset_at: float, loss: float = 1.0, kind: Kind = Kind.UNDELIVERED
+    ) -> IncidentChanged:
+        alarm = Alarm(shard, Tier.PAGE, Tier.SUSPECT, self.now, 3e6, loss, onset_at, (), kind)
         self.changes += self.incidents.observe(alarm)
         return self.changes[-1]
+
+    def failures(self) -> dict[Kind, _Failure]:
+        case = self.incidents._case
+        assert case is not None
+        return case._failures
 
     @property
     def incident(self) -> Incident:
@@ -301,6 +334,217 @@ def test_a_single_late_heartbeat_does_not_rename_the_failure() -> None:
     assert {change.incident.kind for change in story.changes} == {Kind.UNDELIVERED}
 
 
+# --- other kinds of failure ----------------------------------------------------------------------------------------
+
+
+def where(scope: Scope) -> tuple[str, Rate, Rate]:
+    (rule,) = scope.rules
+    return " ".join(f"{name}={value}" for name, value in rule.conjunctions[0]), rule.inside, scope.outside
+
+
+def from_us_0(kind: Kind) -> Callable[[Labels], Kind | None]:
+    return lambda labels: kind if labels.sender.node == "us-0" else None
+
+
+def test_refused_sends_are_an_incident_of_their_own_kind() -> None:
+    story = Story(tries={Aspect.SEND: lambda labels: None})
+    story.reason = lambda now: f"HTTP 429, code 9: wait {now:.0f} s"
+    story.play(10)
+    story.tries[Aspect.SEND] = from_us_0(Kind.REJECTED)
+    story.play(3)
+    opened = story.page("us", onset_at=10, kind=Kind.REJECTED)
+    incident = opened.incident
+    assert opened.change is Change.OPENED
+    assert "us pages: 100% rejected" in opened.reason
+    assert (incident.kind, incident.also, incident.reason) == (
+        Kind.REJECTED,
+        (),
+        "HTTP 429, code 9: wait 10 s",
+    )
+    assert said(incident.scope) == [{frozenset({"sender.node=us-0"})}]
+    assert incident.scope.rules[0].inside == Rate(6, 6)
+    assert [route.sender for route in incident.routes] == ["us-0-sg", "us-0-us"]
+    assert all(route.sender == route.receiver for route in incident.routes)
+    assert incident.examples[0] == "1.us-0-us.10"
+    assert (incident.stored, incident.replayed) == (Rate(0, 0), Rate(0, 0))
+
+
+def test_kinds_of_one_aspect_share_its_trials() -> None:
+    """One node refuses, another does not answer: each is the other's good trial, for it was another failure."""
+    story = Story()
+    answers = {"us-0": Kind.REJECTED, "us-1": Kind.UNACKED}
+    story.tries = {Aspect.SEND: lambda labels: answers.get(labels.sender.node)}
+    story.play(10)
+    story.page("us", onset_at=0, kind=Kind.UNACKED)
+    assert where(story.incident.scope) == ("sender.node=us-1", Rate(20, 20), Rate(0, 100))
+    story.page("us", onset_at=0, kind=Kind.REJECTED)
+    assert where(story.incident.scope) == ("sender.node=us-0", Rate(20, 20), Rate(0, 100))
+    assert (story.incident.kind, story.incident.also) == (Kind.REJECTED, (Kind.UNACKED,))
+
+
+def test_sessions_fail_where_their_canaries_are_served() -> None:
+    story = Story(
+        tries={Aspect.SESSION: lambda labels: Kind.DETACHED if labels.receiver.node == "us-0" else None}
+    )
+    story.reason = lambda now: "the chat closed with 1000 (OK)"
+    story.play(5)
+    incident = story.page("us", onset_at=0, kind=Kind.DETACHED).incident
+    assert said(incident.scope) == [{frozenset({"receiver.node=us-0"})}]
+    assert incident.reason == "the chat closed with 1000 (OK)"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["said before it counts", "said after it counted"])
+def test_of_what_arrived_the_altered_are_counted_once(after: bool) -> None:
+    story = Story()
+    route, labels = next(iter(passages(story.places, story.builds).items()))
+    for number in range(4):
+        heartbeat = HeartbeatId(f"1.{route.sender}.{number}")
+        began = Outcome(heartbeat, route, Live.EXPECTED, number, number, None, labels)
+        arrived = replace(began, live=Live.ARRIVED, latency_s=0.1)
+        flag = Trial(Aspect.ARRIVAL, Kind.CORRUPTED, route, number, number, labels, heartbeat)
+        for event in [began, arrived, flag, flag] if after else [began, flag, flag, arrived]:
+            if event is not flag or number:
+                story.incidents.observe(event)
+    story.now = 4
+    incident = story.page("us", onset_at=0, kind=Kind.CORRUPTED).incident
+    assert incident.scope.rules == (Rule(((),), Rate(3, 4)),)
+    assert incident.examples == tuple(f"1.{route.sender}.{number}" for number in (1, 2, 3))
+    # While the incident is open it is no different.
+    story.incidents.observe(replace(flag, failed=Kind.DUPLICATED))
+    story.incidents.observe(replace(flag, heartbeat=HeartbeatId(f"1.{route.sender}.0")))
+    story.now = 6
+    story.incidents.advance(6.0)
+    case = story.incidents._case
+    assert case is not None
+    assert case.incident.scope.rules == (Rule(((),), Rate(4, 4)),)
+
+
+def test_what_did_not_arrive_cannot_have_arrived_wrong() -> None:
+    story = Story(tries={Aspect.ARRIVAL: from_us_0(Kind.DUPLICATED)})
+    story.loss = lambda labels: float(labels.shard == "sg")
+    story.play(8)
+    scope = story.page("us", onset_at=0, kind=Kind.DUPLICATED).incident.scope
+    assert where(scope) == ("sender.node=us-0", Rate(48, 48), Rate(0, 96))
+
+
+def test_a_look_up_that_stays_without_success_is_one_failure_of_either_kind() -> None:
+    story = Story(tries={Aspect.LOOK: from_us_0(Kind.STALE)})
+    story.play(10)
+    for due_at in range(4):
+        for route, labels in passages(story.places, story.builds).items():
+            if labels.sender.node == "us-0":
+                story.tell(Aspect.LOOK, Kind.LOST, route, labels, due_at)
+    story.page("us", onset_at=0, kind=Kind.STALE)
+    assert where(story.incident.scope) == ("sender.node=us-0", Rate(60, 60), Rate(0, 300))
+    story.page("us", onset_at=0, kind=Kind.LOST)
+    # What is stale as yet may turn out to be lost or not: it is not counted.
+    assert where(story.incident.scope) == ("sender.node=us-0", Rate(24, 24), Rate(0, 300))
+    assert story.incident.kind is Kind.LOST
+    assert story.incident.also == (Kind.STALE,)
+
+
+def test_the_gravest_kind_names_the_incident_and_says_what_it_was_so_far() -> None:
+    story = Story(tries={Aspect.LOOK: from_us_0(Kind.STALE), Aspect.SEND: from_us_0(Kind.UNACKED)})
+    story.play(5)
+    story.page("us", onset_at=0, kind=Kind.STALE)
+    story.tries[Aspect.LOOK] = lambda labels: Kind.LOST if labels.receiver.node == "us-1" else None
+    story.play(5)
+    lost = story.page("us", onset_at=5, kind=Kind.LOST)
+    assert lost.change is Change.UPDATED
+    assert "lost, so far stale: 30 of 180 look-ups" in lost.reason
+    assert "the failure is receiver.node=us-1" in lost.reason
+    assert said(lost.incident.scope) == [{frozenset({"receiver.node=us-1"})}]
+    assert lost.incident.earlier == ()
+    assert {route.receiver for route in lost.incident.routes} == {"us-1-us", "us-1-sg"}
+    unacked = story.page("us", onset_at=0, kind=Kind.UNACKED)
+    assert "also unacked" in unacked.reason
+    assert unacked.incident.also == (Kind.UNACKED, Kind.STALE)
+    assert unacked.incident.scope == lost.incident.scope
+    assert unacked.incident.shards == ("us",)
+
+
+def test_a_lesser_kind_joins_silence_and_leaves_its_scope_alone() -> None:
+    story = a_rollout_begun()
+    story.tries = {Aspect.SESSION: lambda labels: Kind.DETACHED}
+    story.play(3)
+    scope = story.incident.scope
+    joined = story.page("us", onset_at=17, kind=Kind.DETACHED).incident
+    assert (joined.kind, joined.also) == (Kind.UNDELIVERED, (Kind.DETACHED,))
+    assert said(joined.scope) == said(scope)
+    assert joined.reason == ""
+
+
+def test_silence_outweighs_what_paged_before_it_and_is_what_the_oracles_say() -> None:
+    story = Story(stored=False, replayed=False, tries={Aspect.LOOK: from_us_0(Kind.LOST)})
+    story.loss = lambda labels: float(labels.sender.node == "us-0")
+    story.play(4)
+    story.page("us", onset_at=0, kind=Kind.LOST)
+    story.page("us", onset_at=0)
+    assert (story.incident.kind, story.incident.also) == (Kind.LOST, (Kind.UNDELIVERED,))
+    story.play(8)
+    assert (story.incident.kind, story.incident.also) == (Kind.LOST, ())
+
+
+def test_what_went_well_before_the_onset_of_a_kind_does_not_thin_its_rate() -> None:
+    story = Story(tries={Aspect.SEND: lambda labels: None, Aspect.LEAK: from_us_0(Kind.MISDELIVERED)})
+    story.play(20)
+    story.page("us", onset_at=0, kind=Kind.MISDELIVERED)
+    story.tries[Aspect.SEND] = from_us_0(Kind.REJECTED)
+    story.tries[Aspect.LEAK] = lambda labels: None
+    story.play(4)
+    story.page("us", onset_at=20, kind=Kind.REJECTED)
+    failures = story.failures()
+    assert failures[Kind.REJECTED].scope.rules[0].inside == Rate(8, 8)
+    assert failures[Kind.MISDELIVERED].scope.rules[0].inside == Rate(120, 120)
+
+
+def test_a_second_shard_may_page_for_a_kind_of_its_own() -> None:
+    story = Story(tries={Aspect.SEND: lambda labels: Kind.REJECTED if labels.shard == "us" else Kind.UNACKED})
+    story.play(5)
+    story.page("us", onset_at=0, kind=Kind.REJECTED)
+    joined = story.page("sg", onset_at=0, kind=Kind.UNACKED)
+    assert joined.change is Change.UPDATED
+    assert joined.incident.shards == ("us", "sg")
+    assert frozenset({"shard=us"}) in said(joined.incident.scope)[0]
+
+
+def test_nothing_to_judge_is_placed_where_nothing_was_judged() -> None:
+    story = Story()
+    story.excused = lambda labels: labels.shard == "us"
+    story.play(30)
+    incident = story.page("us", onset_at=0, kind=Kind.UNMEASURED).incident
+    assert incident.kind is Kind.UNMEASURED
+    assert frozenset({"shard=us"}) in said(incident.scope)[0]
+    assert incident.scope.rules[0].inside.share == 1.0
+
+
+def test_the_reason_is_what_was_said_most_often_whatever_its_numbers() -> None:
+    story = Story(tries={Aspect.SEND: lambda labels: Kind.REJECTED})
+    story.reason = lambda now: (
+        "HTTP 503: down" if now < 3 else f"HTTP 400: a message with ID e1.us.{now:.0f} exists"
+    )
+    story.play(5)
+    assert story.page("us", onset_at=0, kind=Kind.REJECTED).incident.reason == "HTTP 503: down"
+    story.play(5)
+    assert story.failures()[Kind.REJECTED].reason() == "HTTP 400: a message with ID e1.us.3 exists"
+
+
+def test_reasons_invented_without_end_do_not_fill_the_memory() -> None:
+    story = Story(tries={Aspect.SEND: lambda labels: Kind.REJECTED})
+    story.reason = lambda now: "no " + "no " * int(now) + "1"
+    story.play(REASONS_MAX)
+    story.page("us", onset_at=0, kind=Kind.REJECTED)
+    story.play(REASONS_MAX)
+    story.reason = lambda now: f"wait {now:.0f} s"
+    story.play(REASONS_MAX)
+    story.reason = lambda now: f"no {now:.0f}"
+    story.play(2 * REASONS_MAX)
+    said_of_it = story.failures()[Kind.REJECTED]._reasons._said
+    assert len(said_of_it) <= REASONS_MAX
+    assert max(len(texts) for texts in said_of_it.values()) <= REASONS_MAX
+    assert story.failures()[Kind.REJECTED].reason().startswith("no ")
+
+
 # --- the end -------------------------------------------------------------------------------------------------------
 
 
@@ -443,9 +687,7 @@ def test_the_first_examples_stay_however_long_it_takes(monkeypatch: pytest.Monke
     story.page("sg", onset_at=10)
     assert story.incident.examples[:4] == first
     assert story.incident.examples[4].endswith(f".{story.now - 3:.0f}")
-    case = story.incidents._case
-    assert case is not None
-    assert len(case._missing) == 20
+    assert len(story.failures()[Kind.UNDELIVERED]._missing) == 20
 
 
 def test_names_invented_without_end_do_not_fill_the_memory() -> None:
@@ -454,6 +696,4 @@ def test_names_invented_without_end_do_not_fill_the_memory() -> None:
     story.builds = lambda place: f"B{next(numbers)}"
     story.loss = lambda labels: 1.0
     story.play(60)
-    case = story.incidents._case
-    assert case is not None
-    assert len(case._counts) <= CELLS_MAX
+    assert len(story.failures()[Kind.UNDELIVERED]._counts) <= CELLS_MAX
