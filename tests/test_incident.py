@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from canary.config import Detection, Heartbeats
 from canary.events import (
+    ASPECTS,
     Alarm,
     Aspect,
     Change,
@@ -667,6 +668,140 @@ def test_a_carried_incident_that_is_over_ends_by_clean_messages_alone() -> None:
     assert resolved.at == pytest.approx(500 + 121, abs=1)
     assert resolved.incident.scope == first.incident.scope
     assert resolved.incident.kind is first.incident.kind
+
+
+def failing(kind: Kind) -> Story:
+    """Everything on us-0 fails in this way for a while, and the shard pages."""
+    story = Story(detection=Detection(resolve_hold_s=20))
+    story.tries = {ASPECTS[kind]: from_us_0(kind)}
+    story.play(10)
+    story.page("us", onset_at=0, kind=kind)
+    story.play(3)
+    return story
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in Kind if kind not in (Kind.UNDELIVERED, Kind.UNMEASURED)],
+    ids=lambda kind: kind.value,
+)
+def test_every_kind_ends_by_good_trials_of_its_own_and_a_hold(kind: Kind) -> None:
+    story = failing(kind)
+    story.tries[ASPECTS[kind]] = lambda labels: None
+    resolved = resolution(story.play(60))
+    # Two canaries send on us-0, one of them by plan; 25 good trials refute a quarter of what was lost.
+    assert resolved.at == pytest.approx(12 + 20, abs=2)
+    assert f"nothing {kind.value} on" in resolved.reason
+    assert resolved.incident.scope.rules[0].inside.share == 1.0
+
+
+@pytest.mark.parametrize("kind", [Kind.REJECTED, Kind.STALE, Kind.DETACHED, Kind.MISDELIVERED])
+def test_nothing_ends_because_nobody_tries_any_more(kind: Kind) -> None:
+    story = failing(kind)
+    del story.tries[ASPECTS[kind]]
+    assert all(change.change is not Change.RESOLVED for change in story.play(200))
+    story.tries[ASPECTS[kind]] = lambda labels: None
+    assert resolution(story.play(60))
+
+
+def test_good_trials_elsewhere_do_not_end_a_failure() -> None:
+    story = failing(Kind.REJECTED)
+    places, story.tries = story.places, {}
+    for _ in range(100):
+        story.play(1)
+        for route, labels in alone(places, story.builds).items():
+            if labels.sender.node != "us-0":
+                story.tell(Aspect.SEND, None, route, labels)
+    assert story.failures()
+
+
+def test_an_incident_ends_with_the_last_of_its_failures() -> None:
+    story = failing(Kind.DETACHED)
+    story.loss = lambda labels: float(labels.sender.node == "us-1")
+    story.play(7)
+    story.page("us", onset_at=13)
+    story.tries[Aspect.SESSION] = lambda labels: None
+    story.play(40)
+    assert story.failures()
+    story.loss, ended_at = (lambda labels: 0.0), story.now
+    story.tries[Aspect.SESSION] = from_us_0(Kind.DETACHED)
+    story.play(40)
+    assert story.failures()
+    story.tries[Aspect.SESSION] = lambda labels: None
+    resolved = resolution(story.play(60))
+    assert resolved.at == pytest.approx(ended_at + 40 + 20, abs=2)
+    assert "nothing missed on" in resolved.reason
+    assert "nothing detached on" in resolved.reason
+    assert (resolved.incident.kind, resolved.incident.also) == (Kind.UNDELIVERED, (Kind.DETACHED,))
+
+
+def test_a_shard_as_late_as_in_health_has_recovered() -> None:
+    """One arrival in a hundred exceeds the learned bound for ever; two in three no longer do."""
+    story = Story(detection=Detection(resolve_hold_s=20))
+    share = 0.66
+    story.tries = {Aspect.ARRIVAL: lambda labels: Kind.LATE if story.random.random() < share else None}
+    story.play(60)
+    story.page("us", onset_at=0, kind=Kind.LATE, loss=0.66)
+    story.play(60)
+    assert story.failures()
+    share = 0.01
+    assert resolution(story.play(60)).at == pytest.approx(120 + 20, abs=5)
+
+
+def test_a_shard_is_measured_again_once_outcomes_have_counted_for_the_hold() -> None:
+    story = Story(detection=Detection(resolve_hold_s=20))
+    story.excused = lambda labels: labels.shard == "us"
+    story.play(60)
+    story.page("us", onset_at=0, kind=Kind.UNMEASURED)
+    story.play(100)
+    story.excused = lambda labels: labels.shard == "us" and labels.receiver.node == "us-2"
+    story.play(2)
+    story.excused = lambda labels: labels.shard == "us"
+    story.play(100)
+    assert story.failures()
+    story.excused = lambda labels: labels.shard == "us" and labels.receiver.node == "us-2"
+    assert resolution(story.play(60)).at == pytest.approx(262 + 20, abs=2)
+
+
+def test_a_carried_incident_keeps_its_kinds_and_its_reason_and_ends_by_trials_of_its_own() -> None:
+    first = failing(Kind.REJECTED)
+    first.reason = lambda now: "HTTP 503: down"
+    first.tries[Aspect.LOOK] = from_us_0(Kind.STALE)
+    first.play(5)
+    first.page("us", onset_at=13, kind=Kind.STALE)
+    carried = first.incident
+    assert (carried.kind, carried.also) == (Kind.REJECTED, (Kind.STALE,))
+    story = Story(carried=(carried,), now=500, tries={Aspect.SEND: from_us_0(Kind.REJECTED)})
+    story.play(150)
+    (kept,) = {change.incident for change in story.changes} or {carried}
+    assert (kept.kind, kept.also, kept.reason) == (Kind.REJECTED, (Kind.STALE,), "HTTP 503: down")
+    story.tries[Aspect.SEND] = lambda labels: None
+    ended = resolution(story.play(140)).incident
+    assert (ended.id, ended.kind, ended.also) == (carried.id, Kind.REJECTED, (Kind.STALE,))
+    assert (ended.reason, ended.routes) == ("HTTP 503: down", carried.routes)
+
+
+def test_a_carried_incident_that_the_oracles_named_ends_by_the_live_path() -> None:
+    first = Story(stored=False, replayed=False)
+    first.loss = lambda labels: float(labels.shard == "us")
+    first.play(4)
+    first.page("us", onset_at=0)
+    first.play(20)
+    assert first.incident.kind is Kind.LOST
+    story = Story(carried=(first.incident,), now=500)
+    assert resolution(story.play(140)).incident.kind is Kind.LOST
+
+
+def test_a_kind_that_pages_again_after_a_restart_goes_on_where_it_is_now() -> None:
+    first = failing(Kind.REJECTED)
+    story = Story(carried=(first.incident,), now=500)
+    story.tries = {Aspect.SEND: lambda labels: Kind.REJECTED if labels.sender.node == "us-1" else None}
+    story.play(5)
+    story.page("us", onset_at=500, kind=Kind.REJECTED)
+    story.play(2)
+    assert story.incident.shards == ("us",)
+    assert where(story.incident.scope)[0] == "sender.node=us-1"
+    assert [where(scope)[0] for scope in story.incident.earlier] == ["sender.node=us-0"]
 
 
 def test_the_examples_of_a_single_route_stay_in_the_order_of_their_loss() -> None:
