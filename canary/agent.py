@@ -14,7 +14,7 @@ import trio
 from msgspec.structs import replace
 
 from canary.drivers.stream import Network, Sockets, open_driver
-from canary.events import CanaryName, Change, Event, Incident, IncidentChanged, IncidentId
+from canary.events import CanaryName, Change, Event, Incident, IncidentChanged, IncidentId, Route
 from canary.fleet import Fleet, run_fleet
 from canary.outputs.follower import trace_follower
 from canary.outputs.journal import Journal, open_journal, run_journal
@@ -100,7 +100,7 @@ def _watch(agent: Agent, journal: Journal | None) -> Watch:
 def _carried(agent: Agent, journal: Journal) -> list[Incident]:
     """The open incident goes on, unless the plan has none of its routes any more: then nobody could ever see it end."""
     left = journal.incidents(open_only=True)
-    carried = [incident for incident in left if set(incident.routes) & set(agent.plan.routes)]
+    carried = [incident for incident in left if _can_end(incident, agent.plan)]
     now = trio.current_time()
     journal.append(
         [
@@ -115,6 +115,24 @@ def _carried(agent: Agent, journal: Journal) -> list[Incident]:
         ]
     )
     return carried
+
+
+def _can_end(incident: Incident, plan: Plan) -> bool:
+    """Whether the plan still tries what failed. Where nothing could be measured there is no route, but a shard."""
+    senders = [canary for canary in plan.canaries if canary.sends]
+    tried = {
+        *plan.routes,
+        *(Route(canary.name, canary.name) for canary in plan.canaries),
+        *(
+            Route(a.name, b.name)
+            for a in senders
+            for b in plan.canaries
+            if a.shard == b.shard and not b.member
+        ),
+    }
+    if not incident.routes:
+        return not {canary.shard for canary in plan.canaries}.isdisjoint(incident.shards)
+    return not tried.isdisjoint(incident.routes)
 
 
 def _incident_id(opened_wall: float) -> IncidentId:

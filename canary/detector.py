@@ -96,9 +96,6 @@ together would not make a suspicion of it."""
 RELEARN_EVERY = 1000
 """Settled heartbeats between two looks at what the shard loses."""
 
-OF_SILENCE = {Kind.UNDELIVERED, Kind.LATE, Kind.LOST, Kind.UNREPLAYED}
-"""What an incident that began with silence may be called."""
-
 UNMEASURED_ROUNDS = 30
 """So many rounds without one heartbeat that counts, for or against the shard, are an alarm of their own."""
 
@@ -416,9 +413,7 @@ class _Shard:
         self._unlearned_settled = self._unlearned_missed = 0
 
     def page(self, kinds: Collection[Kind]) -> None:
-        """Start in PAGE. Whatever became of heartbeats that did not arrive, their silence was the alarm."""
-        live = {Kind.UNDELIVERED} if set(kinds) & OF_SILENCE else set()
-        self.tier, self.paging = Tier.PAGE, live | set(kinds)
+        self.tier, self.paging = Tier.PAGE, set(kinds)
 
     def reset(self) -> None:
         """Forget everything, heartbeats in flight included: what has alarmed once must not alarm again."""

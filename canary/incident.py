@@ -183,6 +183,13 @@ class Incidents:
         return self._evaluated_at + EVALUATE_S if self._case else None
 
     @property
+    def paging(self) -> dict[str, set[Kind]]:
+        """The shards of the open incident, and the kinds of alarm that it follows."""
+        if self._case is None:
+            return {}
+        return dict.fromkeys(self._case.incident.shards, self._case.kinds)
+
+    @property
     def _hold_s(self) -> float:
         return self._detection.resolve_hold_s * 2.0**self._doublings
 
@@ -363,6 +370,10 @@ class _Case:
         if carried:
             source = Kind.UNDELIVERED if _is_silence(incident) else incident.kind
             self._failures[source] = _Failure(source, detection, -inf, incident)
+
+    @property
+    def kinds(self) -> set[Kind]:
+        return set(self._failures)
 
     def join(self, alarm: Alarm, since: float, past: Iterable[_Tried], wall_offset_s: float) -> None:
         """A shard pages, perhaps one more, or for one more kind of failure."""
@@ -555,12 +566,16 @@ class _Failure:
 
     # --- is it over?
 
+    def _is_affected(self, tried: _Tried) -> bool:
+        """All of the shard is, where no route stands out."""
+        return tried.route in self.affected or (not self.affected and tried.labels.shard in self._shards)
+
     def _weigh_trial(self, tried: _Tried, failed: bool) -> None:
         if self.alarm is Kind.UNMEASURED:
             if not failed and tried.labels.shard in self._shards:
                 self._measured_at = tried.due_at
                 self._recovery.bet(failed=False)
-        elif tried.route in self.affected:
+        elif self._is_affected(tried):
             self._recovery.bet(failed)
             if failed:
                 self._recovery.fail(tried.due_at)
@@ -569,7 +584,7 @@ class _Failure:
         """Take an outcome on an affected route as evidence for or against the end of the failure. Receivers that miss the
         same message are one piece of evidence, not several."""
         assert passage.heartbeat is not None
-        affected = passage.route in self.affected
+        affected = self._is_affected(passage)
         if affected and passage.live in (Live.OVERDUE, Live.MISSED):
             # Quiet begins when the last missing heartbeat was due: all later ones arrived, or are not yet missing.
             self._recovery.fail(passage.due_at)

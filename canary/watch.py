@@ -48,12 +48,11 @@ class Watch:
         shard_of = {canary.name: canary.shard for canary in canaries}
         for route in routes:
             by_shard.setdefault(shard_of[route.sender], []).append(route)
-        paging = {shard: {incident.kind, *incident.also} for incident in carried for shard in incident.shards}
         self._ledger = Ledger(canaries, routes, config.heartbeat)
-        self._detector = Detector(config.heartbeat, config.detection, by_shard, paging=paging)
         self._incidents = Incidents(
             config.heartbeat, config.detection, wall_offset_s=wall_offset_s, carried=carried, new_id=new_id
         )
+        self._detector = Detector(config.heartbeat, config.detection, by_shard, paging=self._incidents.paging)
 
     @property
     def unsettled(self) -> int:

@@ -1,18 +1,34 @@
 """An agent on a chat in memory: what it takes over from the run before it, and what it leaves to the next."""
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 from random import Random
 
+import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
-from canary.agent import Agent, run_agent
+from canary.agent import Agent, _can_end, run_agent
 from canary.config import Config
 from canary.drivers.memory import GOOD, LOCAL_FANOUT, MemoryNetwork
-from canary.events import Change, Closed, Event, Incident, IncidentChanged, Resumed, Verdict
+from canary.events import (
+    CanaryName,
+    Change,
+    Closed,
+    Event,
+    Incident,
+    IncidentChanged,
+    IncidentId,
+    Kind,
+    Rate,
+    Resumed,
+    Route,
+    Scope,
+    Verdict,
+)
 from canary.outputs.journal import follow
-from canary.plan import make_plan
+from canary.plan import Plan, make_plan
 from tests.simulated import demo_config
 
 PAGED_S = 12.0
@@ -97,10 +113,52 @@ def test_an_incident_whose_routes_the_plan_no_longer_has_is_closed_with_that_rea
     assert reasons[-1] == "none of its routes is in the plan any more"
 
 
+@pytest.mark.parametrize(
+    ("route", "goes_on"),
+    [
+        (("us-east-at-us-east-1", "singapore-at-us-east-2"), True),
+        (("singapore-at-us-east-2", "singapore-at-us-east-2"), True),
+        (("us-east-at-us-east-1", "outsider"), True),
+        (("singapore-at-us-east-2", "us-east-at-us-east-1"), False),
+        (("us-east-at-us-east-9", "us-east-at-us-east-9"), False),
+    ],
+    ids=[
+        "a message",
+        "a session, of one that never sends",
+        "a leak",
+        "one who sends no more",
+        "one who is gone",
+    ],
+)
+def test_an_incident_goes_on_if_the_plan_still_tries_what_failed(route: tuple[str, str], goes_on: bool):
+    sender, receiver = (CanaryName(name) for name in route)
+    assert _can_end(an_incident(Route(sender, receiver)), plan_with_an_outsider()) is goes_on
+
+
+def test_an_incident_of_nothing_to_measure_goes_on_with_its_shard():
+    assert _can_end(an_incident(), plan_with_an_outsider())
+    assert not _can_end(replace(an_incident(), shards=("gone",)), plan_with_an_outsider())
+
+
+def an_incident(*routes: Route) -> Incident:
+    nothing = Rate(0, 0)
+    return Incident(
+        IncidentId("i"), Kind.DETACHED, ("us-east",), Scope((), nothing), (), 0.0, 0.0, None, nothing, nothing, routes, ()
+    )  # fmt: skip
+
+
+def plan_with_an_outsider() -> Plan:
+    plan = make_plan(demo_config(), Random(1))
+    outsider = replace(
+        plan.canaries[0], name=CanaryName("outsider"), shard="us-east", sends=False, member=False
+    )
+    return dataclasses.replace(plan, canaries=(*plan.canaries, outsider))
+
+
 def only(shard: str) -> Config:
     config = demo_config()
-    return replace(
+    return dataclasses.replace(
         config,
         shards=tuple(one for one in config.shards if one.name == shard),
-        regions=tuple(replace(region, watches=(shard,)) for region in config.regions),
+        regions=tuple(dataclasses.replace(region, watches=(shard,)) for region in config.regions),
     )

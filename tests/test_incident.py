@@ -748,6 +748,19 @@ def test_a_shard_as_late_as_in_health_has_recovered() -> None:
     assert resolution(story.play(60)).at == pytest.approx(120 + 20, abs=5)
 
 
+def test_where_no_route_stands_out_the_whole_shard_must_do_well() -> None:
+    """Drift within the learned bound: the detector pages, and nothing failed that could be placed."""
+    story = Story(detection=Detection(resolve_hold_s=20))
+    story.play(5)
+    opened = story.page("us", onset_at=0, kind=Kind.LATE)
+    assert (opened.incident.scope.rules, opened.incident.routes) == ((), ())
+    story.excused = lambda labels: labels.shard == "us"
+    story.play(60)
+    assert story.failures()
+    story.excused = lambda labels: False
+    assert resolution(story.play(60))
+
+
 def test_a_shard_is_measured_again_once_outcomes_have_counted_for_the_hold() -> None:
     story = Story(detection=Detection(resolve_hold_s=20))
     story.excused = lambda labels: labels.shard == "us"
@@ -772,6 +785,8 @@ def test_a_carried_incident_keeps_its_kinds_and_its_reason_and_ends_by_trials_of
     carried = first.incident
     assert (carried.kind, carried.also) == (Kind.REJECTED, (Kind.STALE,))
     story = Story(carried=(carried,), now=500, tries={Aspect.SEND: from_us_0(Kind.REJECTED)})
+    # What persists of the others pages again; nobody remembers where it was.
+    assert story.incidents.paging == {"us": {Kind.REJECTED}}
     story.play(150)
     (kept,) = {change.incident for change in story.changes} or {carried}
     assert (kept.kind, kept.also, kept.reason) == (Kind.REJECTED, (Kind.STALE,), "HTTP 503: down")
@@ -789,7 +804,9 @@ def test_a_carried_incident_that_the_oracles_named_ends_by_the_live_path() -> No
     first.play(20)
     assert first.incident.kind is Kind.LOST
     story = Story(carried=(first.incident,), now=500)
+    assert story.incidents.paging == {"us": {Kind.UNDELIVERED}}
     assert resolution(story.play(140)).incident.kind is Kind.LOST
+    assert story.incidents.paging == {}
 
 
 def test_a_kind_that_pages_again_after_a_restart_goes_on_where_it_is_now() -> None:

@@ -35,6 +35,7 @@ from canary.events import (
     Settled,
     Stamp,
     Tier,
+    Trial,
     Verdict,
 )
 from canary.watch import Watch
@@ -64,6 +65,7 @@ class World:
     hears: Hears = everybody
     findings: list[Finding] = field(default_factory=list)
     coming: list[tuple[float, int, Fact]] = field(default_factory=list)
+    latency_s: float = 0.02
     told: int = 0
     now: float = 0.0
     sent: int = 0
@@ -91,7 +93,10 @@ class World:
         self.expect(at + 0.01, Acked(heartbeat.id, at + 0.01, f"n-{sender}", "good-1"))
         for receiver in NAMES:
             if self.hears(heartbeat, receiver):
-                self.expect(at + 0.02, Received(heartbeat.id, receiver, at + 0.02, Stamp.KERNEL, intact=True))
+                arrives_at = at + self.latency_s
+                self.expect(
+                    arrives_at, Received(heartbeat.id, receiver, arrives_at, Stamp.KERNEL, intact=True)
+                )
 
     def expect(self, at: float, fact: Fact) -> None:
         self.told += 1
@@ -203,6 +208,23 @@ def test_a_carried_incident_goes_on_under_its_id_and_is_not_opened_again():
     assert Change.OPENED not in after.changes()
     assert after.changes()[-1] is Change.RESOLVED
     assert {one.incident.id for one in after.of(IncidentChanged)} == {left.id}
+
+
+def test_what_the_detector_finds_late_is_placed_by_the_incident_and_weighed_until_it_is_over():
+    world = World()
+    world.beat_until(250)
+    world.latency_s = 1.0
+    world.beat_until(290)
+    (opened,) = world.of(IncidentChanged)[:1]
+    assert opened.incident.kind is Kind.LATE
+    assert [(rule.conjunctions, rule.inside.share) for rule in opened.incident.scope.rules] == [(((),), 1.0)]
+    trials = [one for one in world.of(Trial) if one.failed is Kind.LATE]
+    assert opened.incident.examples[0] == trials[0].heartbeat
+    assert {trial.route for trial in trials} == set(opened.incident.routes) == set(ROUTES)
+    world.latency_s = 0.02
+    world.beat_until(330)
+    assert world.changes()[-1] is Change.RESOLVED
+    assert world.of(Alarm)[-1].tier is Tier.OK
 
 
 def test_the_watch_wants_to_be_woken_for_whichever_of_its_parts_is_first():
