@@ -97,19 +97,18 @@ def explain(cells: Cells, tolerated_loss: float, aspect: Aspect = Aspect.LIVE) -
     Up to three rules, each found on the cells that the ones before it have left over. A loss that is the same everywhere
     is one rule with the empty conjunction.
     """
+    counted = {labels: rate for labels, rate in cells.items() if rate.total}
+    if not counted:
+        return Scope((), Rate(0, 0))
     rules: list[Rule] = []
-    left = {labels: rate for labels, rate in cells.items() if rate.total}
-    while left and len(rules) < RULES_MAX:
-        table = _Table(left, tolerated_loss, SPOKEN_OF[aspect])
-        extension = table.best()
-        if extension is None:
-            break
+    table = _Table(counted, tolerated_loss, SPOKEN_OF[aspect])
+    while len(rules) < RULES_MAX and (extension := table.best()) is not None:
         descriptions = sorted(table.descriptions(extension), key=_preference)
         rules.append(Rule(tuple(descriptions), table.rate(extension)))
-        left = table.without(extension)
-    if not rules and _lossy_everywhere(_sum(left.values()), tolerated_loss):
-        return Scope((Rule(((),), _sum(left.values())),), Rate(0, 0))
-    return Scope(tuple(rules), _sum(left.values()))
+        table.remove(extension)
+    if not rules and _lossy_everywhere(table.all, tolerated_loss):
+        return Scope((Rule(((),), table.all),), Rate(0, 0))
+    return Scope(tuple(rules), table.all)
 
 
 class _Table:
@@ -117,52 +116,41 @@ class _Table:
     totals and misses are held as planes, the cells whose number has a given binary digit."""
 
     def __init__(self, cells: Cells, tolerated_loss: float, names: Sequence[str]) -> None:
-        self._labels = list(cells)
-        self._rates = list(cells.values())
+        misses = [rate.missed for rate in cells.values()]
+        self._missed = _planes(misses)
+        self._total = _planes([rate.total for rate in cells.values()])
         self._tolerated_loss = tolerated_loss
-        self._everything = (1 << len(cells)) - 1
-        self._missed = _planes([rate.missed for rate in self._rates])
-        self._total = _planes([rate.total for rate in self._rates])
-        self._some_missed = reduce(or_, self._missed, 0)
-        self._all = self.rate(self._everything)
-        self._literals = self._informative_literals(names)
-        self._extensions = sorted(set(self._literals.values()))
-        self._alike = _log_likelihood(self._all, self._all.share) + 0.5 * log(self._all.total)
+        self._named = _literals(list(cells), misses, names)
+        self._narrow((1 << len(cells)) - 1)
+
+    def _narrow(self, left: int) -> None:
+        """Look at these cells only."""
+        self._left = left
+        self._some_missed = reduce(or_, self._missed, 0) & left
+        self.all = self.rate(left)
+        partial = {cells & left for cells in self._named.values()} - {left, 0}
+        most_missed = nlargest(LITERALS_MAX, partial, key=lambda cells: (_count(cells, self._missed), cells))
+        self._extensions = set(most_missed)
+        self._literals = {
+            literal: cells & left
+            for literal, cells in self._named.items()
+            if cells & left in self._extensions
+        }
+        self._alike = _log_likelihood(self.all, self.all.share) + 0.5 * log(max(self.all.total, 1))
         """What two rates must be likelier than."""
         self._price = log(max(len(self._extensions), 1))
 
-    def _informative_literals(self, names: Sequence[str]) -> dict[Literal, int]:
-        cells_of: dict[Literal, list[int]] = {}
-        for name in names:
-            read = ATTRIBUTES[name]
-            for cell, labels in enumerate(self._labels):
-                if value := read(labels):
-                    cells_of.setdefault((name, value), []).append(cell)
-        most_missed = nlargest(
-            NAMES_MAX,
-            cells_of,
-            key=lambda literal: sum(self._rates[cell].missed for cell in cells_of[literal]),
-        )
-        literals = {literal: _bits(cells_of[literal], len(self._labels)) for literal in most_missed}
-        partial = set(literals.values()) - {self._everything}
-        tried = set(nlargest(LITERALS_MAX, partial, key=lambda cells: (_count(cells, self._missed), cells)))
-        return {literal: cells for literal, cells in literals.items() if cells in tried}
+    def remove(self, extension: int) -> None:
+        self._narrow(self._left & ~extension)
 
     def rate(self, extension: int) -> Rate:
         return Rate(_count(extension, self._missed), _count(extension, self._total))
-
-    def without(self, extension: int) -> dict[Labels, Rate]:
-        return {
-            labels: rate
-            for bit, (labels, rate) in enumerate(zip(self._labels, self._rates, strict=True))
-            if not extension >> bit & 1
-        }
 
     def best(self) -> int | None:
         """The extension with the highest score above 0: all of one literal, all of two, and those of three that build
         on the best of two."""
         scores: dict[int, float] = {}
-        level = {self._everything}
+        level = {self._left}
         for depth in range(1, DEPTH_MAX + 1):
             level = {base & literal for base in level for literal in self._extensions} - scores.keys()
             level = {extension for extension in level if extension & self._some_missed}
@@ -176,7 +164,7 @@ class _Table:
     def _score(self, extension: int, depth: int) -> float:
         """How much likelier two rates are, inside and outside, than one for all; less a price for the words spent."""
         inside = self.rate(extension)
-        outside = Rate(self._all.missed - inside.missed, self._all.total - inside.total)
+        outside = Rate(self.all.missed - inside.missed, self.all.total - inside.total)
         if inside.share <= outside.share:
             return -inf
         apart = _log_likelihood(inside, inside.share)
@@ -195,6 +183,20 @@ class _Table:
             if found:
                 return found
         raise AssertionError("an extension was found without a conjunction")
+
+
+def _literals(labels: Sequence[Labels], misses: Sequence[int], names: Iterable[str]) -> dict[Literal, int]:
+    """The cells in which each condition holds."""
+    places: dict[Literal, list[int]] = {}
+    for name in names:
+        read = ATTRIBUTES[name]
+        for place, cell in enumerate(labels):
+            if value := read(cell):
+                places.setdefault((name, value), []).append(place)
+    most_missed = nlargest(
+        NAMES_MAX, places, key=lambda literal: sum(map(misses.__getitem__, places[literal]))
+    )
+    return {literal: _bits(places[literal], len(labels)) for literal in most_missed}
 
 
 def _bits(places: Iterable[int], size: int) -> int:

@@ -159,8 +159,8 @@ def test_nothing_counted_explains_nothing() -> None:
 def test_a_fault_that_spares_most_messages_is_named_after_few_of_them(
     loss: Loss, heartbeats: int, words: set[str]
 ) -> None:
-    for seed in range(20):
-        for more in (0, 1, 4, 20):
+    for seed in range(10):
+        for more in (0, 1, 6):
             routes = passages(both_regions_per_node(), rollout(1))
             counted = shaped(routes, loss, heartbeats + more, Random(seed))
             scope = explain(counted, 0.001)
@@ -188,7 +188,7 @@ def test_places_are_named_before_the_messages_that_happened_to_fall_on_them() ->
 
 
 def test_a_healthy_fleet_of_many_shapes_gets_no_rule() -> None:
-    for seed in range(40):
+    for seed in range(20):
         routes = passages(both_regions_per_node(), rollout(seed % 4))
         assert explain(shaped(routes, lambda labels: 0.0005, 200, Random(seed)), 0.001).rules == ()
 
