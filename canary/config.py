@@ -21,6 +21,12 @@ SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 TOLERATED_MIN, TOLERATED_MAX = 1e-6, 0.05
 """A detector that tolerates nothing pages for the first loss there is; one that tolerates more has nothing to say."""
 
+RENEW_PERIODS_MIN = 10
+"""A session that is renewed sooner has hardly been used."""
+
+CHANNEL_CHARS_MAX = 55
+"""Of a channel's id. Chats take 64; the second channel and those of checks and gates add `-gate-4-2` at most."""
+
 CANARIES_MAX = 100
 """Behind one front door: fifty nodes are drawn all but surely, and more would be a load test."""
 
@@ -49,6 +55,8 @@ class Heartbeats:
     """Silence shorter than this never pages: a pause of the whole shard this long happens once a month."""
     audit_window_s: float = 10.0
     """So long after the deadline a lagging store or replay is asked again before its answer counts as a no."""
+    renew_s: float = 180.0
+    """A canary's session is replaced by a new one this often: some faults spare new connections, some old ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +91,13 @@ class Shard:
     api_key: str
     secret: Secret
     channel: str
-    """`type:id` of the channel that the canaries own."""
+    """`type:id` of the first channel that the canaries own."""
     entries: tuple[Entry, ...]
+
+    @property
+    def channels(self) -> tuple[str, str]:
+        """A chat spreads its channels over partitions, and one that is broken spares the others: hence two."""
+        return self.channel, f"{self.channel}-2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +200,18 @@ def _config(top: "_Table") -> Config:
 
 def _heartbeats(table: "_Table") -> Heartbeats:
     default = Heartbeats()
+    period_s = table.duration("period", default.period_s)
     heartbeats = Heartbeats(
-        period_s=table.duration("period", default.period_s),
+        period_s=period_s,
         deadline_s=table.duration("deadline", default.deadline_s),
         pause_allowance_s=table.duration("pause_allowance", default.pause_allowance_s),
         audit_window_s=table.duration("audit_window", default.audit_window_s),
+        renew_s=table.duration("renew", max(default.renew_s, RENEW_PERIODS_MIN * period_s)),
     )
     if heartbeats.pause_allowance_s > heartbeats.deadline_s - 1:
         table.problem("pause_allowance", "must be at least 1s shorter than the deadline")
+    if heartbeats.renew_s < RENEW_PERIODS_MIN * period_s:
+        table.problem("renew", f"must be at least {RENEW_PERIODS_MIN} periods")
     table.close()
     return heartbeats
 
@@ -241,8 +258,9 @@ def _shard(table: "_Table") -> Shard:
         channel=table.text("channel", "canary:heartbeats"),
         entries=_front_door(table) if table.has("url") else _nodes(table),
     )
-    if not re.fullmatch(r"[a-z0-9_-]+:[A-Za-z0-9_!-]{1,64}", shard.channel):
-        table.problem("channel", 'must read `type:id`, such as "canary:heartbeats"')
+    if not re.fullmatch(rf"[a-z0-9_-]+:[A-Za-z0-9_!-]{{1,{CHANNEL_CHARS_MAX}}}", shard.channel):
+        most = f"an id of at most {CHANNEL_CHARS_MAX} letters"
+        table.problem("channel", f'must read `type:id`, such as "canary:heartbeats", with {most}')
     table.close()
     return shard
 

@@ -1,14 +1,16 @@
 """Config + Random -> which canary sends what, where and when; a plan that would break a shard's limits is refused.
 
 Every entry of a watched shard gets one canary per watching region. The canaries of the shard's own region also send;
-every canary receives. So every ordered pair of nodes is a route, and regions that watch from afar add theirs.
+every canary receives. So every ordered pair of nodes is a route, and regions that watch from afar add theirs. Beside them
+the shard's own region keeps one outsider on every entry, which must hear nothing.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 from canary.config import Config, ConfigError, Entry, Problem, Shard
-from canary.events import Canary, CanaryName, Route
+from canary.events import Canary, CanaryName, Route, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,10 @@ LIMITS = {
 }
 
 
+PROBES_MAX = 5
+"""While a shard is suspect its senders beat up to so many times as often: the verdict comes that much sooner, and a chat in
+trouble is not given much more to do."""
+
 LANES = 4
 """Copies of the fleet that a gate runs. The 138 clean messages of the one node that runs the candidate come in 35 s at 1 Hz
 this way, and every client stays as far below its limits as a single fleet's."""
@@ -39,6 +45,8 @@ class Load:
     shard: str
     senders: int
     receivers: int
+    outsiders: int
+    """Connections, and no more: they neither send nor are sent anything."""
     live_per_client_per_s: float
     calls_per_user_per_min: float
     limits: Limits
@@ -54,20 +62,27 @@ class Plan:
     phase_s: dict[CanaryName, float]
     loads: tuple[Load, ...]
 
+    @property
+    def probing(self) -> dict[str, int]:
+        """How many times as often the senders of each shard may beat while it is suspect, within its limits."""
+        return {load.shard: _headroom(load) for load in self.loads}
+
     def routes_of(self, shard: str) -> tuple[Route, ...]:
         on_shard = {canary.name for canary in self.canaries if canary.shard == shard}
         return tuple(route for route in self.routes if route.sender in on_shard)
 
 
-def make_plan(config: Config, random: Random, regions: tuple[str, ...] = ()) -> Plan:
+def make_plan(config: Config, random: Random, regions: tuple[str, ...] = (), outsiders: bool = True) -> Plan:
     """The plan for all regions, or for those named. Raises ConfigError with the sum that breaks a limit."""
     chosen = regions or tuple(region.name for region in config.regions)
-    canaries = tuple(_with_routes(_canaries(config, chosen)))
+    members = _with_routes(_canaries(config, chosen))
+    sent_on = {canary.shard for canary in members}
+    canaries = (*members, *(_outsiders(config, sent_on) if outsiders else ()))
     routes = tuple(
         Route(sender.name, receiver.name)
         for sender in canaries
         for receiver in canaries
-        if sender.sends and sender.shard == receiver.shard
+        if sender.sends and receiver.member and sender.shard == receiver.shard
     )
     loads = tuple(
         _load(config, shard, canaries)
@@ -81,6 +96,24 @@ def make_plan(config: Config, random: Random, regions: tuple[str, ...] = ()) -> 
     if problems:
         raise ConfigError(problems)
     return Plan(config, canaries, routes, _phases(config, canaries, random), loads)
+
+
+def shape_of(canary: CanaryName, seq: int, channels: Sequence[str]) -> Shape:
+    """What heartbeat `seq` of this sender is like. Each sender goes through the rota of 60 shapes from a place of its own:
+
+        channel    the second for 2 of 5, else the first
+        size       large for 1 of 4
+        text       unicode for 1 of 3
+
+    The three moduli have no common factor, so every combination comes up and no feature goes with another. Senders whose
+    names differ by a number stand next to each other in the rota, so their large heartbeats fall into different rounds.
+    """
+    place = seq + sum(canary.encode())
+    return Shape(
+        channel=channels[place % 5 % 2],
+        size="large" if place % 4 == 0 else "small",
+        text="unicode" if place % 3 == 0 else "ascii",
+    )
 
 
 def spot_check(config: Config, regions: tuple[str, ...] = (), shards: tuple[str, ...] = ()) -> Config:
@@ -154,8 +187,28 @@ def _canaries(config: Config, regions: tuple[str, ...]) -> list[Canary]:
 
 def _canary(shard: Shard, entry: Entry, region: str) -> Canary:
     name = CanaryName(f"{region}-at-{entry.name}")
-    url = entry.seen_from.get(region, entry.url)
-    return Canary(name, region, shard.name, url, sends=region == shard.region)
+    return Canary(name, region, shard.name, _url(entry, region), sends=region == shard.region)
+
+
+def _url(entry: Entry, region: str) -> str:
+    return entry.seen_from.get(region, entry.url)
+
+
+def _outsiders(config: Config, shards: Collection[str]) -> list[Canary]:
+    """One on every entry, from the shard's own region: a node that leaks need not be one that accepted the message."""
+    return [
+        Canary(
+            name=CanaryName(f"{shard.region}-outside-{entry.name}"),
+            region=shard.region,
+            shard=shard.name,
+            url=_url(entry, shard.region),
+            sends=False,
+            member=False,
+        )
+        for shard in config.shards
+        if shard.name in shards
+        for entry in shard.entries
+    ]
 
 
 def _with_routes(canaries: list[Canary]) -> list[Canary]:
@@ -167,8 +220,23 @@ def _with_routes(canaries: list[Canary]) -> list[Canary]:
 def _load(config: Config, shard: Shard, canaries: tuple[Canary, ...]) -> Load:
     here = [canary for canary in canaries if canary.shard == shard.name]
     senders = sum(canary.sends for canary in here)
+    receivers = sum(canary.member for canary in here)
     period_s = config.heartbeat.period_s
-    return Load(shard.name, senders, len(here), senders / period_s, 60 / period_s, LIMITS[shard.driver])
+    return Load(
+        shard=shard.name,
+        senders=senders,
+        receivers=receivers,
+        outsiders=len(here) - receivers,
+        live_per_client_per_s=senders / period_s,
+        calls_per_user_per_min=60 / period_s,
+        limits=LIMITS[shard.driver],
+    )
+
+
+def _headroom(load: Load) -> int:
+    live = load.limits.live_per_client_per_s / load.live_per_client_per_s
+    calls = load.limits.calls_per_user_per_min / load.calls_per_user_per_min
+    return max(1, min(PROBES_MAX, int(live), int(calls)))
 
 
 def _excess(load: Load, config: Config) -> list[Problem]:

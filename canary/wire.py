@@ -15,6 +15,13 @@ FIELD = "canary"
 """The custom field of the message that carries the heartbeat."""
 VERSION = 1
 
+LARGE_CHARS = 4500
+"""Text of a large heartbeat. With it the event is above 4096 bytes, a page and a common bound of buffers; a text may have
+5000 letters."""
+FOREIGN = "größer, κόσμε, привет, שלום, 你好, 안녕, 🐤"
+"""Two, three and four bytes a letter, in both directions of writing. In the composed form (NFC), so that a chat that
+normalises what it stores hands back the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
@@ -30,7 +37,7 @@ def heartbeat_id(epoch: str, sender: str, seq: int) -> HeartbeatId:
 
 def encode(heartbeat: Heartbeat, fleet: str, period_s: float) -> dict[str, Any]:
     """The message to send: chat fields that every client understands, and our own field beside them."""
-    text = f"heartbeat {heartbeat.seq} of {heartbeat.sender}"
+    text = _text(heartbeat)
     body: dict[str, Any] = {
         "version": VERSION,
         "fleet": fleet,
@@ -51,6 +58,15 @@ def recognise(message: Mapping[str, Any], fleet: str) -> Recognised | None:
         return None
     digest = _digest(name, message.get("text"), {key: body[key] for key in body.keys() - {"digest"}})
     return Recognised(HeartbeatId(name), intact=digest == body.get("digest"))
+
+
+def _text(heartbeat: Heartbeat) -> str:
+    text = f"heartbeat {heartbeat.seq} of {heartbeat.sender}"
+    if heartbeat.shape.text == "unicode":
+        text = f"{text}: {FOREIGN}"
+    if heartbeat.shape.size == "large":
+        text = text.ljust(LARGE_CHARS, ".")
+    return text
 
 
 def _digest(name: str, text: object, body: Mapping[str, Any]) -> str:

@@ -60,7 +60,9 @@ class Simulation:
 
     def disagreements(self) -> list[tuple[str, str, Verdict, bool]]:
         """Where fleet and network differ: (message, receiver, verdict, was it handed to the socket?)."""
-        handed = {(one.message, one.user): one.handed for one in self.network.deliveries}
+        handed: dict[tuple[str, str], bool] = {}
+        for one in self.network.deliveries:  # a canary that renews its session has two sockets for a moment
+            handed[one.message, one.user] = handed.get((one.message, one.user), False) or one.handed
         return [
             (one.heartbeat, one.route.receiver, one.verdict, was)
             for one in self.settled()

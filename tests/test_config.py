@@ -84,6 +84,33 @@ def test_what_is_not_said_has_its_default():
     assert config.region("east").watches == ("east",)
 
 
+def test_a_long_period_renews_sessions_as_much_more_seldom():
+    for period, renew_s in (("1s", 180.0), ("18s", 180.0), ("1m", 600.0)):
+        assert read(f'[heartbeat]\nperiod = "{period}"\n{SMALL}').heartbeat.renew_s == renew_s
+    assert read(f'[heartbeat]\nperiod = "2s"\nrenew = "20s"\n{SMALL}').heartbeat.renew_s == 20.0
+
+
+@pytest.mark.parametrize("renew", ["0s", "19s"])
+def test_a_session_is_not_renewed_before_it_was_used(renew: str):
+    told = problems(f'[heartbeat]\nperiod = "2s"\nrenew = "{renew}"\n{SMALL}')
+    assert "line 3: heartbeat.renew: must be at least 10 periods" in told
+
+
+def test_a_shard_has_two_channels_and_the_first_is_as_configured():
+    assert read(SMALL).shard("east").channels == ("canary:heartbeats", "canary:heartbeats-2")
+    named = changed('api_key = "key"', 'api_key = "key"\nchannel = "team:c"')
+    assert read(named).shard("east").channels == ("team:c", "team:c-2")
+
+
+def test_a_channels_name_leaves_room_for_those_derived_from_it():
+    for letters in (55, 56):
+        text = changed('api_key = "key"', f'api_key = "key"\nchannel = "team:{"c" * letters}"')
+        if letters == 55:
+            assert read(text)
+        else:
+            assert "with an id of at most 55 letters" in problems(text)[0]
+
+
 def test_a_node_is_a_url_or_a_table_with_an_address_for_each_region():
     first, second = read(SMALL).shard("east").entries
     assert (first.name, first.url, first.seen_from) == ("east-1", "http://10.0.0.1", {})
@@ -161,7 +188,8 @@ def test_anything_else_is_no_duration(text: str):
         (
             'api_key = "key"',
             'api_key = "key"\nchannel = "heartbeats"',
-            'line 6: shards.east.channel: must read `type:id`, such as "canary:heartbeats"',
+            'line 6: shards.east.channel: must read `type:id`, such as "canary:heartbeats", '
+            "with an id of at most 55 letters",
         ),
         (
             "[shards.east.nodes]",

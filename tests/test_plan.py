@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canary.config import Config, ConfigError, Detection, Entry, Heartbeats, Region, Secret, Shard, Traces
-from canary.events import Route
-from canary.plan import LANES, LIMITS, Plan, gate_fleet, make_plan, spot_check
+from canary.events import CanaryName, Route, Shape
+from canary.plan import LANES, LIMITS, Plan, gate_fleet, make_plan, shape_of, spot_check
 
 STREAM = LIMITS["stream"]
 
@@ -27,8 +27,8 @@ def config(*shards: Shard, period_s: float = 1.0, **watches: tuple[str, ...]) ->
 TWO = config(shard("east", west="http://relay"), shard("west"), east=("east", "west"), west=("west", "east"))
 
 
-def plan(of: Config, *regions: str, seed: int = 1) -> Plan:
-    return make_plan(of, Random(seed), regions)
+def plan(of: Config, *regions: str, seed: int = 1, outsiders: bool = False) -> Plan:
+    return make_plan(of, Random(seed), regions, outsiders)
 
 
 def refused(of: Config, *regions: str) -> list[str]:
@@ -77,9 +77,10 @@ def test_no_two_canaries_share_a_name():
     assert len(set(names)) == len(names)
 
 
-def test_the_load_of_each_shard_is_stated():
-    east, _ = plan(TWO).loads
-    assert (east.shard, east.senders, east.receivers) == ("east", 3, 6)
+@pytest.mark.parametrize("outsiders", [0, 3])
+def test_the_load_of_each_shard_is_stated_and_outsiders_are_connections_only(outsiders: int):
+    east, _ = plan(TWO, outsiders=bool(outsiders)).loads
+    assert (east.shard, east.senders, east.receivers, east.outsiders) == ("east", 3, 6, outsiders)
     assert (east.live_per_client_per_s, east.calls_per_user_per_min) == (3.0, 60.0)
 
 
@@ -132,6 +133,92 @@ def test_the_senders_of_a_shard_are_spread_evenly_over_the_period(senders: int, 
     following = [*phases[1:], phases[0] + period_s]
     gaps = [after - before for before, after in zip(phases, following, strict=True)]
     assert gaps == pytest.approx([period_s / senders] * senders)
+
+
+# --- outsiders ----------------------------------------------------------------------------------------------------
+
+
+def test_the_shards_own_region_keeps_one_outsider_on_every_entry_and_no_route_knows_it():
+    made = plan(TWO, outsiders=True)
+    outside = [canary for canary in made.canaries if not canary.member]
+    assert [(canary.name, canary.region, canary.url) for canary in outside] == [
+        (f"{name}-outside-{name}-{node}", name, f"http://{name}-{node}")
+        for name in ("east", "west")
+        for node in (1, 2, 3)
+    ]
+    assert not any(canary.sends for canary in outside)
+    names = {canary.name for canary in outside}
+    assert not names & {end for route in made.routes for end in (route.sender, route.receiver)}
+    assert not names & made.phase_s.keys()
+    assert made.routes == plan(TWO).routes
+
+
+def test_all_canaries_with_outsiders_have_names_of_their_own_in_a_check_too():
+    both = [*plan(TWO, outsiders=True).canaries, *plan(spot_check(TWO), outsiders=True).canaries]
+    assert len({canary.name for canary in both}) == len(both)
+
+
+def test_outsiders_are_there_unless_they_are_declined():
+    assert make_plan(TWO, Random(1)) == plan(TWO, outsiders=True) != plan(TWO)
+
+
+def test_a_region_that_watches_from_afar_has_no_outsiders():
+    made = plan(TWO, "west", outsiders=True)
+    assert {canary.shard for canary in made.canaries if not canary.member} == {"west"}
+
+
+# --- shapes -------------------------------------------------------------------------------------------------------
+
+CHANNELS = ("canary:heartbeats", "canary:heartbeats-2")
+SENDERS = [CanaryName(f"east-at-east-{node}") for node in range(1, 6)]
+ROTA = 60
+
+
+def shapes(sender: CanaryName, start: int = 0) -> list[Shape]:
+    return [shape_of(sender, seq, CHANNELS) for seq in range(start, start + ROTA)]
+
+
+@given(st.sampled_from(SENDERS), st.integers(0, 10**9))
+def test_a_rota_has_each_feature_in_its_share_wherever_it_begins(sender: CanaryName, start: int):
+    rota = shapes(sender, start)
+    assert sum(shape.channel == CHANNELS[1] for shape in rota) == ROTA * 2 // 5
+    assert sum(shape.size == "large" for shape in rota) == ROTA // 4
+    assert sum(shape.text == "unicode" for shape in rota) == ROTA // 3
+
+
+def test_every_combination_comes_up_and_no_feature_goes_with_another():
+    rota = shapes(SENDERS[0])
+    for channel, size, text in product(CHANNELS, ("small", "large"), ("ascii", "unicode")):
+        expected = ROTA
+        for feature, value in (("channel", channel), ("size", size), ("text", text)):
+            expected = expected * sum(getattr(shape, feature) == value for shape in rota) / ROTA
+        assert rota.count(Shape(channel, size, text)) == expected > 0
+
+
+def test_neighbours_send_their_large_heartbeats_in_rounds_of_their_own():
+    rotas = [shapes(sender) for sender in SENDERS[:4]]
+    for round_ in zip(*rotas, strict=True):
+        assert [shape.size for shape in round_].count("large") == 1
+
+
+# --- probing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nodes", "period_s", "times"),
+    [
+        (1, 1.0, 1),  # 60 sends/min are the limit
+        (3, 2.0, 2),
+        (3, 5.0, 5),
+        (3, 60.0, 5),
+        (10, 5.0, 2),  # 10 senders / 5 s = 2 live messages/s
+        (25, 5.0, 1),
+    ],
+)
+def test_a_suspect_shard_is_probed_as_often_as_its_limits_allow(nodes: int, period_s: float, times: int):
+    made = plan(config(shard("east", nodes=nodes), period_s=period_s, east=("east",)))
+    assert made.probing == {"east": times}
+    plan(config(shard("east", nodes=nodes), period_s=period_s / times, east=("east",)))
 
 
 def test_one_seed_gives_one_plan_and_another_seed_other_phases():

@@ -1,13 +1,16 @@
 """A heartbeat goes into a chat message and is recognised in whatever comes out."""
 
 import json
+import unicodedata
+from itertools import product
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from canary import wire
-from canary.events import CanaryName, Heartbeat
+from canary.events import CanaryName, Heartbeat, Shape
 
 FLEET = "drill"
 unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -22,9 +25,10 @@ HEARTBEAT = Heartbeat(
 )
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+SHAPES = [Shape("c:h", size, text) for size, text in product(("small", "large"), ("ascii", "unicode"))]
 heartbeats = st.builds(
-    lambda epoch, sender, shard, seq, at, wall: Heartbeat(
-        wire.heartbeat_id(epoch, sender, seq), CanaryName(sender), shard, seq, at, wall
+    lambda epoch, sender, shard, seq, at, wall, shape: Heartbeat(
+        wire.heartbeat_id(epoch, sender, seq), CanaryName(sender), shard, seq, at, wall, shape
     ),
     names,
     names,
@@ -32,6 +36,7 @@ heartbeats = st.builds(
     st.integers(0, 2**53),
     st.floats(0, 1e9),
     st.floats(0, 4e9),
+    st.sampled_from(SHAPES),
 )
 jsons = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -64,6 +69,33 @@ def test_the_message_fits_the_shards_limit_for_custom_data():
     assert len(json.dumps(message(long))) < 1024 < 5000
     assert len(long.id) <= 255
     assert not set(long.id) & {",", "%"}
+
+
+def shaped(shape: Shape, sender: str = "us-east-1") -> dict:
+    return message(structs.replace(HEARTBEAT, sender=CanaryName(sender), shape=shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("sender", ["a", "a" * 64])
+def test_a_heartbeat_is_as_large_and_as_foreign_as_its_shape_says(shape: Shape, sender: str):
+    encoded = shaped(shape, sender)
+    packed = json.dumps(encoded, ensure_ascii=False).encode()  # without what the shard adds
+    assert (len(packed) > 4096 + 256) is (shape.size == "large")
+    assert encoded["text"].isascii() is (shape.text == "ascii")
+    assert len(encoded["text"].encode()) <= 5000
+    assert len(json.dumps(encoded[wire.FIELD])) < 1024
+
+
+def test_a_small_heartbeat_stays_far_below_the_bound_that_a_large_one_crosses():
+    assert len(json.dumps(shaped(Shape(text="unicode"), "a" * 64))) < 2048
+
+
+def test_foreign_letters_are_of_several_scripts_and_survive_normalisation():
+    text = shaped(Shape(text="unicode"))["text"]
+    assert unicodedata.normalize("NFC", text) == text
+    scripts = {unicodedata.name(letter).split()[0] for letter in text if letter.isalpha()}
+    assert {"LATIN", "GREEK", "CYRILLIC", "HEBREW", "CJK", "HANGUL"} <= scripts
+    assert {len(letter.encode()) for letter in text} == {1, 2, 3, 4}
 
 
 @unhurried

@@ -72,7 +72,7 @@ def gate(
     canary gate --candidate 7.3.1
     canary gate --candidate 7.3.1 --exclude-loss 1% --timeout 15m --junit gate.xml
     """
-    plan = planned(config_path, alter=lambda config: _gated(config, shards, excluded_loss))
+    plan = planned(config_path, alter=lambda config: _gated(config, shards, excluded_loss), outsiders=False)
     judge = Gate(candidate, baseline, excluded_loss, plan.config.heartbeat, plan.config.detection)
     with _bugs_hold():
         decision, took_s = run_main(

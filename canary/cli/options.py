@@ -47,10 +47,11 @@ def planned(
     regions: tuple[str, ...] = (),
     seed: int | None = None,
     alter: Callable[[Config], Config] = lambda config: config,
+    outsiders: bool = True,
 ) -> Plan:
     """The plan that the configuration leads to, altered on the way; a mistake is told and ends the program."""
     with errors_told(config_path):
-        return make_plan(alter(load(config_path)), Random(seed), regions)
+        return make_plan(alter(load(config_path)), Random(seed), regions, outsiders)
 
 
 def load(config_path: str, read_secret: Callable[[str], str] | None = None) -> Config:

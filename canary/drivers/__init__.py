@@ -3,7 +3,8 @@
 A driver decides nothing: it connects, sends once, listens and looks up. It never retries a heartbeat. What fails is
 said by its errors:
 
-    DriverError                 the chat's fault, or the network's; the canary goes on
+    DriverError                 the chat's fault, or the network's; the canary goes on. `violation`: the chat broke its own
+     |                          protocol, where any other end is one that a restart or a network may bring
      +- AttachError             no session: its text says why, in one line for a person
      |   +- Unreachable         nothing answers at that address
      |   +- Unauthorized        wrong key, wrong secret, clock off: `remedy` says which
@@ -25,6 +26,10 @@ from canary.events import Canary, Heartbeat, HeartbeatId, Stamp
 class DriverError(Exception):
     """The chat's fault or the network's."""
 
+    def __init__(self, reason: str, *, violation: bool = False) -> None:
+        super().__init__(reason)
+        self.violation = violation
+
 
 class AttachError(DriverError):
     """No session could be had."""
@@ -38,7 +43,7 @@ class Unauthorized(AttachError):
     """The shard does not accept who we say we are. `remedy` says what to set right, in one line for a person."""
 
     def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(f"{reason}; {remedy}")
+        super().__init__(f"{reason}; {remedy}", violation=True)
         self.remedy = remedy
 
 
@@ -82,7 +87,7 @@ class Receipt:
 
 
 class Session(Protocol):
-    """One attached websocket: hello seen, watch confirmed."""
+    """One attached websocket: hello seen, watch of every channel confirmed."""
 
     node: str
     build: str
@@ -101,7 +106,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An oracle's answer: which of the ids asked for it has, and the node that answered."""
+    """An oracle's answer: which of the heartbeats asked for it has, and the node that answered."""
 
     ids: frozenset[HeartbeatId]
     node: str
@@ -111,23 +116,24 @@ class Driver(Protocol):
     """Speaks to one shard for all canaries of it. Lives as long as its `opened` scope."""
 
     async def prepare(self, canaries: Sequence[Canary]) -> None:
-        """Make users and channel exist. Idempotent. Raises AttachError."""
+        """Make users and channels exist, with those canaries in them that are members. Idempotent. Raises AttachError."""
         ...
 
     def attach(self, canary: Canary) -> AbstractAsyncContextManager[Session]:
-        """A session from hello and confirmed watch to the end of the block. Raises AttachError on entry."""
+        """A session from hello and confirmed watch to the end of the block; an outsider watches nothing. A canary may have
+        two at a time. Raises AttachError on entry."""
         ...
 
     async def send(self, canary: Canary, heartbeat: Heartbeat) -> Accepted:
-        """Send once. Raises SendRefused or SendUnanswered."""
+        """Send once, on the heartbeat's channel. Raises SendRefused or SendUnanswered."""
         ...
 
-    async def stored(self, asker: Canary, ids: Sequence[HeartbeatId]) -> Found:
-        """Read back by id, at the address of `asker`. Raises LookFailed."""
+    async def stored(self, asker: Canary, heartbeats: Sequence[Heartbeat]) -> Found:
+        """Read back by id, at the address of `asker`, who must be a member. Raises LookFailed."""
         ...
 
-    async def replayed(self, asker: Canary, ids: Sequence[HeartbeatId], since_wall: float) -> Found:
-        """Replay events since `since_wall` (already generous). Raises LookFailed."""
+    async def replayed(self, asker: Canary, heartbeats: Sequence[Heartbeat], since_wall: float) -> Found:
+        """Replay events since `since_wall` (already generous) to `asker`, who must be a member. Raises LookFailed."""
         ...
 
 

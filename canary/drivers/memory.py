@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import inf
 from random import Random
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -37,6 +38,9 @@ HOP_S = (0.001, 0.004)
 """One way between a client and a node, drawn evenly."""
 WAN_S = (0.085, 0.095)
 """Added to a hop when the client uses an address that the configuration gives for another region."""
+
+OVERTAKEN_S = 0.02
+"""From a message to the one that it overtook: more than two hops differ by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,26 @@ class Build:
     """Share of (message, receiver) whose text arrives altered."""
     delay_s: tuple[float, float] = (0.0, 0.0)
     """Added to the fan-out per receiver, drawn evenly; a wide range reorders."""
+    swapped: bool = False
+    """Each second message of a sender overtakes the one before it, which is held back until then."""
 
     # as the node that holds the socket
     deaf: float = 0.0
     """Share of (message, receiver) from other nodes withheld."""
+    deaf_to_large: bool = False
+    """Withholds events above 4096 bytes."""
+    deaf_to_unicode: bool = False
+    """Withholds texts beyond ASCII."""
+    deaf_after_s: float = inf
+    """Withholds everything from sockets older than this."""
+    leaks: bool = False
+    """Hands live events to clients outside the channel too."""
     silent: bool = False
     """Sockets stay open, and nothing is written to them any more."""
     helloless: bool = False
     """Websockets open, and no hello is said."""
+    checkless: bool = False
+    """Health checks are not answered."""
 
 
 GOOD = Build()
@@ -103,19 +119,22 @@ class MemoryNode:
     up: bool = True
     starts: int = 1
     sockets: list["_Socket"] = field(default_factory=list)
+    held: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """User -> channel and event of the message that waits to be overtaken."""
 
 
 class MemoryNetwork:
     """Every shard of a configuration, in memory; a `canary.drivers.stream.Network`.
 
-    Its nodes are `nodes[name]`, named as in the configuration. `deliveries` is the truth about the live path and
-    `accepted` about the store, for judging; they grow for as long as the simulation lasts. Needs a nursery for the
+    Its nodes are `nodes[name]`, named as in the configuration. `deliveries` is the truth about the live path, `leaked` about
+    who heard what he should not, `accepted` about the store, for judging; they grow for as long as the simulation lasts. Needs a nursery for the
     nodes' side of the sockets; cancel it to end them.
     """
 
     def __init__(self, shards: Sequence[Shard], seed: int, nursery: trio.Nursery) -> None:
         self.nodes: dict[str, MemoryNode] = {}
         self.deliveries: list[Delivery] = []
+        self.leaked: list[Delivery] = []
         self.accepted: dict[str, str] = {}
         """Message id -> name of the node that committed it."""
         self._seed = seed
@@ -186,26 +205,58 @@ class MemoryNetwork:
         sockets = (held for node in self._nodes_of(shard) for held in node.sockets)
         return next((held for held in sockets if held.connection == connection), None)
 
-    def fan_out(self, origin: MemoryNode, cid: str, event: Mapping[str, Any]) -> None:
-        """The live path: from the node that accepted the message to every socket that watches the channel."""
+    def publish(self, origin: MemoryNode, cid: str, event: Mapping[str, Any]) -> None:
+        """The live path, from the node that accepted the message."""
+        user = event["message"]["user"]["id"]
+        earlier = origin.held.pop(user, None)
+        if origin.build.swapped and earlier is None:
+            origin.held[user] = cid, event
+            return
+        self._fan_out(origin, cid, event)
+        if earlier is not None:
+            self._nursery.start_soon(self._fan_out_overtaken, origin, *earlier)
+
+    async def _fan_out_overtaken(self, origin: MemoryNode, cid: str, event: Mapping[str, Any]) -> None:
+        await trio.sleep(OVERTAKEN_S)
+        self._fan_out(origin, cid, event)
+
+    def _fan_out(self, origin: MemoryNode, cid: str, event: Mapping[str, Any]) -> None:
+        """To every socket that watches the channel, and what else a node hands it to."""
         for node in self._nodes_of(origin.shard):
             for held in sorted(node.sockets, key=lambda held: held.connection):
                 if cid in held.watching:
                     self._hand(origin, held, event)
+                elif node.build.leaks and held.user and held.user not in self.chat(node).members(cid):
+                    self.leaked.append(self._delivery(origin, held, event, handed=True))
+                    self._say(origin, held, event)
 
     def _hand(self, origin: MemoryNode, held: "_Socket", event: Mapping[str, Any]) -> None:
-        node, build, message = held.node, origin.build, event["message"]
-        chance = self.chance("fan out", message["id"], held.connection)
-        withheld = (
+        is_withheld = self._is_withheld(origin, held, event)
+        self.deliveries.append(self._delivery(origin, held, event, handed=not is_withheld))
+        if not is_withheld:
+            self._say(origin, held, event)
+
+    def _is_withheld(self, origin: MemoryNode, held: "_Socket", event: Mapping[str, Any]) -> bool:
+        node, build, text = held.node, origin.build, event["message"]["text"]
+        chance = self.chance("withhold", event["message"]["id"], held.user)
+        return (
             (build.local_fanout and node is not origin)
             or chance.random() < build.dropped
             or (node is not origin and chance.random() < node.build.deaf)
+            or (node.build.deaf_to_large and len(msgspec.json.encode(event)) > 4096)
+            or (node.build.deaf_to_unicode and not text.isascii())
+            or trio.current_time() - held.since > node.build.deaf_after_s
         )
-        self.deliveries.append(
-            Delivery(message["id"], origin.name, held.user, node.name, trio.current_time(), not withheld)
-        )
-        if withheld:
-            return
+
+    def _delivery(
+        self, origin: MemoryNode, held: "_Socket", event: Mapping[str, Any], handed: bool
+    ) -> Delivery:
+        name = event["message"]["id"]
+        return Delivery(name, origin.name, held.user, held.node.name, trio.current_time(), handed)
+
+    def _say(self, origin: MemoryNode, held: "_Socket", event: Mapping[str, Any]) -> None:
+        build, message = origin.build, event["message"]
+        chance = self.chance("fan out", message["id"], held.connection)
         if chance.random() < build.corrupted:
             event = {**event, "message": {**message, "text": message["text"][::-1]}}
         for copy in range(1 + (chance.random() < build.duplicated)):
@@ -255,6 +306,7 @@ class _Socket:
         self.user = ""
         self.connection = ""
         self.watching: set[str] = set()
+        self.since = trio.current_time()
         self._network = network
         self._stream = stream
         self._protocol = ServerProtocol()
@@ -296,7 +348,7 @@ class _Socket:
     def _take(self, event: Request | Frame | object) -> None:
         if isinstance(event, Request):
             self._accept(event)
-        elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+        elif isinstance(event, Frame) and event.opcode is Opcode.TEXT and not self.node.build.checkless:
             self._send({"type": "health.check", "cid": "*", "connection_id": self.connection})
 
     def _accept(self, request: Request) -> None:
@@ -415,6 +467,9 @@ class _Chat:
             raise _Refusal(401, 41, "Token used before issue at (iat)")
         return None if claims.get("server") else str(claims["user_id"])
 
+    def members(self, cid: str) -> set[str]:
+        return self._channel(cid).members
+
     def answer(self, node: MemoryNode, request: httpx.Request, content: bytes) -> Answer:
         query = request.url.params
         body = msgspec.json.decode(content) if content else {}
@@ -455,7 +510,7 @@ class _Chat:
             raise _Refusal(400, 4, f"a message with ID {name} already exists")
         event = self._commit(channel, build, chance, cid, {**message, "user": {"id": user}})
         self._network.accepted[name] = node.name
-        self._network.fan_out(node, cid, event)
+        self._network.publish(node, cid, event)
         if chance.random() < build.unanswered:
             return None, {}
         if chance.random() < build.failed:

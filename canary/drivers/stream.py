@@ -11,10 +11,11 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import inf
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -30,7 +31,7 @@ from websockets.exceptions import (
     InvalidStatus,
     InvalidURI,
 )
-from websockets.frames import DATA_OPCODES, Frame
+from websockets.frames import DATA_OPCODES, CloseCode, Frame
 from websockets.protocol import Event
 from websockets.trio.client import ClientConnection, connect
 
@@ -61,14 +62,15 @@ HELLO_S = 5.0
 """From TCP to the end of the websocket handshake, and again from there to the hello."""
 CALL_S = 5.0
 """For one REST call. The official SDKs give up after 3 s and 6 s: later than this a person's app has moved on."""
-PING_EVERY_S, PONG_WITHIN_S, CLOSE_WITHIN_S = 2.0, 4.0, 1.0
-"""A half-open socket is known after the sum of the three at most: 7 s. A pong is also the sign of life without which
-silence does not count, so it must come well within the pause allowance."""
-ASK_EVERY_S = 10.0
-"""Between the health checks of ours that the chat itself must answer; a proxy answers websocket pings alone."""
-ASKS_MAX = 2
-"""Health checks that may go unanswered: a chat that says nothing at all is known after 20 s to 30 s of silence. The
-official SDK gives up after 35 s. Asks are counted and not seconds, so that our own stall is not the chat's silence."""
+CLOSE_WITHIN_S = 1.0
+CHECK_EVERY_S, SILENT_CHECKS_MAX = 2.0, 2
+"""Each check of a session sends a ping. A second one in a row with no frame since the one before ends the session: a half-open
+socket is known after 6 s at most. A pong is also the sign of life without which silence does not count, so it must come well
+within the pause allowance. Checks are counted and not seconds, so that our own stall is not the chat's silence."""
+ASK_CHECKS, ASKS_MAX = 2, 2
+"""Every so many checks the chat itself is asked for its health; a proxy answers websocket pings alone. Of these asks so many may
+go unanswered: a chat that answers none, whatever else it says, is known after 12 s at most. The official SDK gives up
+after 35 s."""
 IDLE_S = 2.0
 """How long an idle HTTP connection is used again. Servers drop idle ones after 5 s and more; a request written at that
 very moment would make a heartbeat unknown through no fault of the chat."""
@@ -148,42 +150,47 @@ class StreamDriver:
         self._network = network
         self._tokens = _Tokens(shard.secret.reveal(), network)
         self._clients: dict[str, httpx.AsyncClient] = {}
-        self._channel = "/channels/{}/{}".format(*(quote(part) for part in shard.channel.split(":")))
 
     async def aclose(self) -> None:
         for client in self._clients.values():
             await client.aclose()
 
     async def prepare(self, canaries: Sequence[Canary]) -> None:
-        """Make users and channel exist, through the first address that answers. Raises AttachError."""
+        """Make users and channels exist, through the first address that answers. Raises AttachError."""
         doors = list({canary.url: canary for canary in canaries}.values())
         for door in doors:
             try:
-                await self._prepare_through(door, [canary.name for canary in canaries])
+                await self._prepare_through(door, canaries)
                 return
             except Unreachable:
                 if door is doors[-1]:
                     raise
 
-    async def _prepare_through(self, door: Canary, names: Sequence[str]) -> None:
-        for start in range(0, len(names), USERS_MAX):
-            users = {name: {"id": name} for name in names[start : start + USERS_MAX]}
+    async def _prepare_through(self, door: Canary, canaries: Sequence[Canary]) -> None:
+        for start in range(0, len(canaries), USERS_MAX):
+            users = {canary.name: {"id": canary.name} for canary in canaries[start : start + USERS_MAX]}
             await self._attach_call(door, "/users", {"users": users})
-        data = {"created_by_id": names[0], "members": list(names)}
+        members = [canary.name for canary in canaries if canary.member]
+        data = {"created_by_id": members[0], "members": members}
         query = {"data": data, "state": False, "watch": False, "presence": False}
-        await self._attach_call(door, f"{self._channel}/query", query)
+        for channel in self._shard.channels:
+            await self._attach_call(door, f"{_path(channel)}/query", query)
 
     @asynccontextmanager
     async def attach(self, canary: Canary) -> AsyncIterator["StreamSession"]:
-        """A session from hello and confirmed watch to the end of the block. Raises AttachError on entry."""
+        """A session from hello and confirmed watch to the end of the block. Raises AttachError on entry.
+
+        An outsider has its hello: the websocket is registered with the node then, which is all that a leak needs.
+        """
         async with AsyncExitStack() as stack:
             websocket = await self._connect(stack, canary)
             hello = await _hello(websocket, canary.url, self._shard)
             query = {"watch": True, "state": False, "presence": False}
             asked = {"user_id": canary.name, "connection_id": hello}
-            await self._attach_call(
-                canary, f"{self._channel}/query", query, asked, self._tokens.user(canary.name)
-            )
+            for channel in self._shard.channels if canary.member else ():
+                await self._attach_call(
+                    canary, f"{_path(channel)}/query", query, asked, self._tokens.user(canary.name)
+                )
             yield StreamSession(websocket, hello, f"{canary.name}--{hello}", self._fleet)
 
     async def send(self, canary: Canary, heartbeat: Heartbeat) -> Accepted:
@@ -196,7 +203,7 @@ class StreamDriver:
         request = self._request(
             canary,
             "POST",
-            f"{self._channel}/message",
+            f"{_path(self._channel_of(heartbeat))}/message",
             self._tokens.user(canary.name),
             {"user_id": canary.name},
             body,
@@ -215,28 +222,41 @@ class StreamDriver:
         _judge_answer(response, heartbeat.id)
         return Accepted(at, response.headers.get("x-chat-node", UNKNOWN), _build(response.headers))
 
-    async def stored(self, asker: Canary, ids: Sequence[HeartbeatId]) -> Found:
+    async def stored(self, asker: Canary, heartbeats: Sequence[Heartbeat]) -> Found:
         """Read back by id with the server's token, at the address of `asker`. Raises LookFailed."""
         found: set[HeartbeatId] = set()
         node = UNKNOWN
-        for start in range(0, len(ids), IDS_MAX):
-            asked = ids[start : start + IDS_MAX]
-            path = f"{self._channel}/messages"
-            response = await self._look(asker, "GET", path, {"ids": ",".join(asked)}, None)
-            found |= {HeartbeatId(message.id) for message in _decoded(response, _Messages).messages}
-            node = response.headers.get("x-chat-node", UNKNOWN)
-        return Found(frozenset(found.intersection(ids)), node)
+        for channel, ids in self._by_channel(heartbeats):
+            for start in range(0, len(ids), IDS_MAX):
+                asked = ids[start : start + IDS_MAX]
+                query = {"ids": ",".join(asked)}
+                response = await self._look(asker, "GET", f"{_path(channel)}/messages", query, None)
+                found |= {HeartbeatId(message.id) for message in _decoded(response, _Messages).messages}
+                node = response.headers.get("x-chat-node", UNKNOWN)
+        return Found(frozenset(found & {heartbeat.id for heartbeat in heartbeats}), node)
 
-    async def replayed(self, asker: Canary, ids: Sequence[HeartbeatId], since_wall: float) -> Found:
+    async def replayed(self, asker: Canary, heartbeats: Sequence[Heartbeat], since_wall: float) -> Found:
         """Replay events since `since_wall`, in the name of `asker`. Raises LookFailed."""
         since = datetime.fromtimestamp(since_wall, UTC).isoformat().replace("+00:00", "Z")
-        body = {"channel_cids": [self._shard.channel], "last_sync_at": since, "user_id": asker.name}
+        channels = [channel for channel, _ in self._by_channel(heartbeats)]
+        body = {"channel_cids": channels, "last_sync_at": since, "user_id": asker.name}
         response = await self._look(asker, "POST", "/sync", {}, body)
         events = _decoded(response, _Events).events
         found = {
             HeartbeatId(event.message.id) for event in events if event.type == "message.new" and event.message
         }
-        return Found(frozenset(found.intersection(ids)), response.headers.get("x-chat-node", UNKNOWN))
+        asked = {heartbeat.id for heartbeat in heartbeats}
+        return Found(frozenset(found & asked), response.headers.get("x-chat-node", UNKNOWN))
+
+    def _by_channel(self, heartbeats: Sequence[Heartbeat]) -> Iterator[tuple[str, list[HeartbeatId]]]:
+        for channel in self._shard.channels:
+            ids = [heartbeat.id for heartbeat in heartbeats if self._channel_of(heartbeat) == channel]
+            if ids:
+                yield channel, ids
+
+    def _channel_of(self, heartbeat: Heartbeat) -> str:
+        """A record that names none is from a time when there was one channel."""
+        return heartbeat.shape.channel or self._shard.channel
 
     async def _connect(self, stack: AsyncExitStack, canary: Canary) -> "DatedConnection":
         """A websocket that lasts as long as `stack`. Raises AttachError."""
@@ -250,8 +270,7 @@ class StreamDriver:
             user_agent_header=AGENT,
             proxy=None,
             open_timeout=HELLO_S,
-            ping_interval=PING_EVERY_S,
-            ping_timeout=PONG_WITHIN_S,
+            ping_interval=None,  # the session sends its own
             close_timeout=CLOSE_WITHIN_S,
             create_connection=DatedConnection,
             logger=SILENT,
@@ -366,8 +385,14 @@ class StreamSession:
         self._websocket = websocket
         self._health_check = msgspec.json.encode([{"type": "health.check", "client_id": client_id}]).decode()
         self._fleet = fleet
+        self._check_at = trio.current_time() + CHECK_EVERY_S
+        self._checks = 0
+        self._checked_alive_at = -inf  # the first check asks of nobody what it was not asked
+        self._silent_checks = 0
         self._asks = 0
-        self._ask_at = trio.current_time() + ASK_EVERY_S
+        """Since the last one that was answered."""
+        self._events = 0
+        """Other messages since the first of these asks."""
 
     @property
     def alive_at(self) -> float:
@@ -386,27 +411,45 @@ class StreamSession:
     async def __anext__(self) -> Receipt:
         while True:
             data, arrival = await self._message()
-            receipt = _receipt(data, arrival, self._fleet)
+            event = _event(data)
+            if event.type == "health.check":
+                self._asks = 0
+                continue
+            self._events += 1
+            receipt = _receipt(event, arrival, self._fleet)
             if receipt is not None:
                 return receipt
 
     async def _message(self) -> tuple[bytes, Arrival]:
-        """The next message of any kind; asks after the chat's health meanwhile. Raises SessionEnded."""
+        """The next message of any kind; checks that the session lives meanwhile. Raises SessionEnded."""
         try:
             while True:
-                with trio.move_on_at(self._ask_at):
-                    message = await self._websocket.receive()
-                    self._asks = 0
-                    return message
-                await self._ask()
+                with trio.move_on_at(self._check_at):
+                    return await self._websocket.receive()
+                self._check_at = trio.current_time() + CHECK_EVERY_S
+                await self._ping()
+                self._checks += 1
+                if self._checks % ASK_CHECKS == 0:
+                    await self._ask()
         except ConnectionClosed as error:
-            raise SessionEnded(_ending(error)) from error
+            raise SessionEnded(_ending(error), violation=_is_violation(error)) from error
+
+    async def _ping(self) -> None:
+        is_silent = self._websocket.alive_at == self._checked_alive_at
+        self._silent_checks = self._silent_checks + 1 if is_silent else 0
+        if self._silent_checks == SILENT_CHECKS_MAX:
+            raise SessionEnded("half-open: no pong, nor anything else", violation=True)
+        self._checked_alive_at = self._websocket.alive_at
+        await self._websocket.ping()
 
     async def _ask(self) -> None:
+        if self._asks == ASKS_MAX and self._events:
+            raise SessionEnded("health checks stopped; events still come", violation=True)
         if self._asks == ASKS_MAX:
-            raise SessionEnded(f"the chat said nothing, not even to {ASKS_MAX} health checks")
+            raise SessionEnded(f"the chat said nothing, not even to {ASKS_MAX} health checks", violation=True)
+        if self._asks == 0:
+            self._events = 0
         self._asks += 1
-        self._ask_at = trio.current_time() + ASK_EVERY_S
         await self._websocket.send(self._health_check)
 
 
@@ -505,11 +548,14 @@ JUNK = (ValueError, RecursionError)
 """What decoding raises on bytes that are not what was expected: msgspec's own errors are ValueErrors."""
 
 
-def _receipt(data: bytes, arrival: Arrival, fleet: str) -> Receipt | None:
+def _event(data: bytes) -> _Event:
     try:
-        event = _decode_event(data)
+        return _decode_event(data)
     except JUNK:
-        return None  # other traffic of a shape we do not know
+        return _Event()  # other traffic of a shape we do not know
+
+
+def _receipt(event: _Event, arrival: Arrival, fleet: str) -> Receipt | None:
     if event.type != "message.new" or event.message is None:
         return None
     message = {"id": event.message.id, "text": event.message.text, wire.FIELD: event.message.canary}
@@ -524,9 +570,11 @@ async def _hello(websocket: DatedConnection, url: str, shard: Shard) -> str:
             data, _ = await websocket.receive()
         hello = _decode_hello(data)
     except trio.TooSlowError:
-        raise AttachError(f"{url} opened a websocket and said no hello within {HELLO_S:g} s") from None
+        silence = f"{url} opened a websocket and said no hello within {HELLO_S:g} s"
+        raise AttachError(silence, violation=True) from None
     except ConnectionClosed as error:
-        raise AttachError(f"{url} opened a websocket and ended it: {_ending(error)}") from error
+        ending = f"{url} opened a websocket and ended it: {_ending(error)}"
+        raise AttachError(ending, violation=_is_violation(error)) from error
     except JUNK:
         raise WrongProtocol(f"{url} opened a websocket, but its first frame is not Stream Chat's") from None
     if hello.error is not None:
@@ -658,10 +706,27 @@ def _handshake_error(error: Exception, url: str, shard: Shard) -> AttachError:
 
 
 def _ending(error: ConnectionClosed) -> str:
-    close, side = (error.rcvd, "the chat") if error.rcvd else (error.sent, "we")
-    if close is None:
+    if error.sent is None and error.rcvd is None:
         return "the connection broke"
-    return f"{side} closed with {close}"
+    return f"we closed with {error.sent}" if _closed_by_us(error) else f"the chat closed with {error.rcvd}"
+
+
+def _is_violation(error: ConnectionClosed) -> bool:
+    """While a session is read, its websocket is closed from our side for no reason but that the protocol was broken: a ping
+    without a pong, a frame that is none. From the chat's side, 1000 makes official clients stay away for good."""
+    if _closed_by_us(error):
+        return True
+    return error.rcvd is not None and error.rcvd.code == CloseCode.NORMAL_CLOSURE
+
+
+def _closed_by_us(error: ConnectionClosed) -> bool:
+    """An answer to our close is no close of the chat's."""
+    return error.sent is not None and not error.rcvd_then_sent
+
+
+def _path(channel: str) -> str:
+    kind, name = channel.split(":")
+    return f"/channels/{quote(kind)}/{quote(name)}"
 
 
 def _said(error: BaseException) -> str:

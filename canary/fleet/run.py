@@ -7,7 +7,7 @@ from random import Random
 import trio
 
 from canary.drivers import AttachError, Driver, Unauthorized, WrongProtocol
-from canary.events import AuditDue, CanaryName, Event, Fact, Heartbeat, Resumed, Stalled
+from canary.events import Alarm, AuditDue, CanaryName, Event, Fact, Heartbeat, Resumed, Stalled, Tier
 from canary.fleet.auditor import keep_auditing
 from canary.fleet.client import BACKOFF_FIRST_S, BACKOFF_MAX_S, Client, Timetable
 from canary.plan import Plan
@@ -73,8 +73,9 @@ async def _live(
     tell: trio.MemorySendChannel[Fact],
     facts: trio.MemoryReceiveChannel[Fact],
 ) -> dict[CanaryName, str]:
+    renew_s = fleet.plan.config.heartbeat.renew_s
     clients = [
-        Client(canary, fleet.drivers[canary.shard], tell.send, Random(fleet.random.random()))
+        Client(canary, fleet.drivers[canary.shard], tell.send, Random(fleet.random.random()), renew_s)
         for canary in fleet.plan.canaries
     ]
     auditors: dict[str, trio.MemorySendChannel[AuditDue]] = {}
@@ -84,7 +85,7 @@ async def _live(
         auditors[shard], due = trio.open_memory_channel[AuditDue](AUDITS_MAX)
         nursery.start_soon(keep_auditing, driver, here, due, tell.send)
         nursery.start_soon(_serve, driver, here, nursery)
-    owner = _Owner(fleet, facts, auditors)
+    owner = _Owner(fleet, facts, auditors, clients)
     nursery.start_soon(owner.run)
     for heartbeat in fleet.resumed:
         await tell.send(Resumed(heartbeat, trio.current_time()))
@@ -96,7 +97,7 @@ async def _live(
 
 
 async def _serve(driver: Driver, clients: Sequence[Client], nursery: trio.Nursery) -> None:
-    """Make users and channel exist, then start the canaries. A shard that is down is waited for, not given up."""
+    """Make users and channels exist, then start the canaries. A shard that is down is waited for, not given up."""
     backoff_s = BACKOFF_FIRST_S
     while True:
         try:
@@ -106,7 +107,7 @@ async def _serve(driver: Driver, clients: Sequence[Client], nursery: trio.Nurser
             raise
         except AttachError as error:
             for client in clients:
-                await client.leave(str(error))
+                await client.leave(error)
         await trio.sleep(backoff_s)
         backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
     for client in clients:
@@ -120,17 +121,23 @@ async def _wait_attached(clients: Iterable[Client]) -> None:
 
 
 async def _beat(fleet: Fleet, clients: Iterable[Client]) -> None:
-    timetable = Timetable(
-        epoch=fleet.epoch,
-        start_at=trio.current_time(),
-        wall_offset_s=fleet.wall_offset_s,
-        period_s=fleet.plan.config.heartbeat.period_s,
-        beats=fleet.beats,
-    )
+    plan, start_at = fleet.plan, trio.current_time()
+    timetables = {
+        shard.name: Timetable(
+            epoch=fleet.epoch,
+            start_at=start_at,
+            wall_offset_s=fleet.wall_offset_s,
+            period_s=plan.config.heartbeat.period_s,
+            channels=shard.channels,
+            beats=fleet.beats,
+            probes=plan.probing.get(shard.name, 1),
+        )
+        for shard in plan.config.shards
+    }
     async with trio.open_nursery() as senders:
         for client in clients:
             if client.canary.sends:
-                phase_s = fleet.plan.phase_s[client.canary.name]
+                timetable, phase_s = timetables[client.canary.shard], plan.phase_s[client.canary.name]
                 senders.start_soon(client.keep_beating, timetable, phase_s, fleet.stop)
 
 
@@ -142,11 +149,13 @@ class _Owner:
         fleet: Fleet,
         facts: trio.MemoryReceiveChannel[Fact],
         auditors: Mapping[str, trio.MemorySendChannel[AuditDue]],
+        clients: Sequence[Client],
     ) -> None:
         self._watch = fleet.watch
         self._outputs = fleet.outputs
         self._facts = facts
         self._auditors = auditors
+        self._clients = clients
         self._settled = trio.Event()
         self._ending = False
 
@@ -188,8 +197,15 @@ class _Owner:
         for event in events:
             if isinstance(event, AuditDue):
                 self._ask(event)
+            elif isinstance(event, Alarm):
+                self._probe(event)
             for output in self._outputs:
                 await output.send(event)
+
+    def _probe(self, alarm: Alarm) -> None:
+        for client in self._clients:
+            if client.canary.shard == alarm.shard:
+                client.probing = alarm.tier is not Tier.OK
 
     def _ask(self, question: AuditDue) -> None:
         try:

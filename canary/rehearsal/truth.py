@@ -1,15 +1,15 @@
 """What the cluster says it did: its own delivery logs -> which deliveries were withheld, and when.
 
 The proving ground writes these logs where the deed is done; nothing of the fleet's flows in here. A delivery is owed to
-every websocket that watched the channel when the store acknowledged the message, and is
+every user with a websocket that watched the channel when the store acknowledged the message, and is
 
-    handed        an event with the message was written to that socket
-    withheld      it never was, although the socket stayed for the whole time in which it should have come
-    interrupted   it never was, and the socket began or ended about then, or it was so late that it may or may not have
+    handed        an event with the message was written to such a socket; to a user with two, on either
+    withheld      it never was, although a socket stayed for the whole time in which it should have come
+    interrupted   it never was, and each socket began or ended about then, or it was so late that it may or may not have
                   been in time: nobody can say whose fault it is
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -31,7 +31,7 @@ class Deed(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message owed to one user's websocket. `accepted_wall` is the moment of the store's acknowledgement."""
+    """One message owed to one user. `accepted_wall` is the moment of the store's acknowledgement."""
 
     message: HeartbeatId
     receiver: CanaryName
@@ -120,15 +120,15 @@ def read_truth(directory: Path, deadline_s: float) -> Truth:
     deliveries = [
         Delivery(
             HeartbeatId(line.message),
-            CanaryName(watching.user),
+            CanaryName(user),
             line.node,
             line.build,
             line.t,
-            _deed(line.t, handed.get((line.message, watching.connection)), watching, deadline_s),
+            _deed(line, sockets, handed, deadline_s),
         )
         for line in lines
         if line.what == "accept"
-        for watching in _owed(line, watchings)
+        for user, sockets in _owed(line, watchings).items()
     ]
     return Truth(tuple(deliveries), nodes, faults)
 
@@ -154,17 +154,23 @@ def _watchings(lines: Iterable[_Line]) -> list[_Watching]:
     return watchings
 
 
-def _owed(accept: _Line, watchings: Iterable[_Watching]) -> Iterator[_Watching]:
-    """Who watched. In another region's cluster the same channel name is another channel."""
+def _owed(accept: _Line, watchings: Iterable[_Watching]) -> dict[str, list[_Watching]]:
+    """Who watched, on which sockets. In another region's cluster the same channel name is another channel."""
+    owed: dict[str, list[_Watching]] = {}
     for watching in watchings:
         there = watching.cid == accept.cid and shard_of(watching.node) == shard_of(accept.node)
         if there and watching.since < accept.t < watching.until:
-            yield watching
+            owed.setdefault(watching.user, []).append(watching)
+    return owed
 
 
-def _deed(accepted: float, handed: float | None, watching: _Watching, deadline_s: float) -> Deed:
-    if handed is not None:
-        return Deed.HANDED if handed < accepted + deadline_s - EDGE_S else Deed.INTERRUPTED
-    if watching.since < accepted - EDGE_S and watching.until > accepted + deadline_s + EDGE_S:
-        return Deed.WITHHELD
+def _deed(
+    accept: _Line, sockets: list[_Watching], handed: Mapping[tuple[str, str], float], deadline_s: float
+) -> Deed:
+    accepted, names = accept.t, [(accept.message, socket.connection) for socket in sockets]
+    if came := [handed[name] for name in names if name in handed]:
+        return Deed.HANDED if min(came) < accepted + deadline_s - EDGE_S else Deed.INTERRUPTED
+    for socket in sockets:
+        if socket.since < accepted - EDGE_S and socket.until > accepted + deadline_s + EDGE_S:
+            return Deed.WITHHELD
     return Deed.INTERRUPTED

@@ -11,7 +11,7 @@ from canary.config import Entry
 from canary.drivers import SendRefused, SessionEnded
 from canary.drivers.memory import BORN_WALL, GOOD, LOCAL_FANOUT, Build, MemoryNetwork
 from canary.drivers.stream import open_driver
-from canary.events import Canary, CanaryName
+from canary.events import Canary, CanaryName, Shape
 
 HEARTBEATS = 40
 
@@ -22,7 +22,11 @@ class Fleet:
     def __init__(self, driver, network, canaries, beat):
         self.driver, self.network, self.canaries, self.beat = driver, network, canaries, beat
         self.heard = {canary.name: [] for canary in canaries}
-        self.sent = []
+        self.beats = []
+
+    @property
+    def sent(self):
+        return [heartbeat.id for heartbeat in self.beats]
 
     async def listen(self, canary, task_status=trio.TASK_STATUS_IGNORED):
         async with self.driver.attach(canary) as session:
@@ -32,9 +36,9 @@ class Fleet:
 
     async def send(self, canary, count=HEARTBEATS):
         for _ in range(count):
-            heartbeat = self.beat(canary, len(self.sent))
+            heartbeat = self.beat(canary, len(self.beats))
             await self.driver.send(canary, heartbeat)
-            self.sent.append(heartbeat.id)
+            self.beats.append(heartbeat)
             await trio.sleep(0.5)
         await trio.sleep(5)
 
@@ -43,8 +47,8 @@ class Fleet:
 
     async def lost_to_the_oracles(self):
         asker = self.canaries[2]
-        stored = await self.driver.stored(asker, self.sent)
-        replayed = await self.driver.replayed(asker, self.sent, self.network.wall() - 3600)
+        stored = await self.driver.stored(asker, self.beats)
+        replayed = await self.driver.replayed(asker, self.beats, self.network.wall() - 3600)
         return len(self.sent) - len(stored.ids), len(self.sent) - len(replayed.ids)
 
 
@@ -128,8 +132,8 @@ async def test_a_lagging_store_answers_later(driver, network, canaries, beat, au
     await driver.send(canaries[0], heartbeat)
     found = []
     for _ in range(2):
-        stored = await driver.stored(canaries[1], [heartbeat.id])
-        replayed = await driver.replayed(canaries[1], [heartbeat.id], network.wall() - 60)
+        stored = await driver.stored(canaries[1], [heartbeat])
+        replayed = await driver.replayed(canaries[1], [heartbeat], network.wall() - 60)
         found.append((len(stored.ids), len(replayed.ids)))
         await trio.sleep(8)
     assert found == [(0, 0), (1, 1)]
@@ -139,8 +143,8 @@ async def test_replay_starts_at_the_time_asked_for(driver, network, canaries, be
     heartbeat = beat(canaries[0])
     await driver.send(canaries[0], heartbeat)
     await trio.sleep(10)
-    assert not (await driver.replayed(canaries[0], [heartbeat.id], network.wall() - 5)).ids
-    assert (await driver.replayed(canaries[0], [heartbeat.id], network.wall() - 15)).ids
+    assert not (await driver.replayed(canaries[0], [heartbeat], network.wall() - 5)).ids
+    assert (await driver.replayed(canaries[0], [heartbeat], network.wall() - 15)).ids
 
 
 async def test_a_duplicated_event_arrives_twice(fleet, network, canaries, autojump_clock):
@@ -161,6 +165,74 @@ async def test_a_delayed_event_comes_late_and_out_of_order(fleet, network, canar
     await fleet.send(canaries[0])
     assert sorted(fleet.ids(canaries[1])) == sorted(fleet.sent)
     assert fleet.ids(canaries[1]) != fleet.sent
+
+
+async def test_a_swapping_node_lets_each_second_message_of_a_sender_overtake(
+    fleet, network, canaries, autojump_clock
+):
+    network.nodes["us-east-1"].build = Build("swapping", swapped=True)
+    await fleet.send(canaries[0])
+    heard = fleet.ids(canaries[1])
+    assert [heard[place ^ 1] for place in range(HEARTBEATS)] == fleet.sent
+    network.nodes["us-east-1"].build = GOOD
+    await fleet.send(canaries[0], 2)
+    assert fleet.ids(canaries[1])[HEARTBEATS:] == fleet.sent[HEARTBEATS:]
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (Build("large", deaf_to_large=True), {"size": "large"}),
+        (Build("unicode", deaf_to_unicode=True), {"text": "unicode"}),
+    ],
+)
+async def test_a_node_may_be_deaf_to_heartbeats_of_a_shape(
+    driver, network, fleet, canaries, beat, build, shape, autojump_clock
+):
+    network.nodes["us-east-2"].build = build
+    shapes = [Shape(size=size, text=text) for size in ("small", "large") for text in ("ascii", "unicode")]
+    sent = [structs.replace(beat(canaries[0], seq), shape=one) for seq, one in enumerate(shapes)]
+    for heartbeat in sent:
+        await driver.send(canaries[0], heartbeat)
+        await trio.sleep(1)
+    spared = [one.id for one in sent if any(getattr(one.shape, key) != value for key, value in shape.items())]
+    assert fleet.ids(canaries[1]) == spared != [one.id for one in sent]
+    assert fleet.ids(canaries[2]) == [one.id for one in sent]
+    assert all(receipt.intact for receipt in fleet.heard[canaries[2].name])
+
+
+async def test_a_node_may_be_deaf_on_old_sockets(driver, network, fleet, canaries, nursery, autojump_clock):
+    network.nodes["us-east-2"].build = Build("old", deaf_after_s=60.0)
+    await fleet.send(canaries[0], 1)
+    await trio.sleep(60)
+    await fleet.send(canaries[0], 1)
+    assert fleet.ids(canaries[1]) == fleet.sent[:1]
+    await nursery.start(fleet.listen, canaries[1])
+    await fleet.send(canaries[0], 1)
+    assert fleet.ids(canaries[1]) == [fleet.sent[0], fleet.sent[2]]
+
+
+async def test_a_leaking_node_hands_events_to_those_outside_the_channel_too(
+    driver, network, fleet, canaries, nursery, autojump_clock
+):
+    outsiders = [
+        structs.replace(canary, name=f"outside-{number}", sends=False, member=False)
+        for number, canary in enumerate(canaries)
+    ]
+    await driver.prepare([*canaries, *outsiders])
+    for outsider in outsiders:
+        fleet.heard[outsider.name] = []
+        await nursery.start(fleet.listen, outsider)
+    await fleet.send(canaries[0], 5)
+    assert network.leaked == []
+    network.nodes["us-east-2"].build = Build("leaky", leaks=True)
+    await fleet.send(canaries[0], 5)
+    assert [fleet.ids(outsider) for outsider in outsiders] == [[], fleet.sent[5:], []]
+    assert [(one.message, one.user) for one in network.leaked] == [
+        (name, "outside-1") for name in fleet.sent[5:]
+    ]
+    assert all(fleet.ids(canary) == fleet.sent for canary in canaries)
+    assert {one.user for one in network.deliveries} == {canary.name for canary in canaries}
 
 
 async def test_a_far_address_costs_the_wide_area_both_ways(driver, canaries, beat, autojump_clock):

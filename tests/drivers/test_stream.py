@@ -12,6 +12,7 @@ import jwt
 import pytest
 import trio
 import trustme
+from msgspec import structs
 
 from canary import wire
 from canary.config import Secret
@@ -27,8 +28,19 @@ from canary.drivers import (
     WrongProtocol,
 )
 from canary.drivers.memory import Build
-from canary.drivers.stream import ASK_EVERY_S, ASKS_MAX, CALL_S, Sockets, open_driver
-from canary.events import Canary, CanaryName, Stamp
+from canary.drivers.stream import (
+    ASK_CHECKS,
+    ASKS_MAX,
+    CALL_S,
+    CHECK_EVERY_S,
+    SILENT_CHECKS_MAX,
+    Sockets,
+    open_driver,
+)
+from canary.events import Canary, CanaryName, Heartbeat, Shape, Stamp
+from tests.drivers.conftest import SHARD
+
+ASK_EVERY_S = ASK_CHECKS * CHECK_EVERY_S
 
 
 @pytest.fixture
@@ -64,8 +76,9 @@ async def test_a_heartbeat_is_accepted_received_stored_and_replayed(
     assert heartbeat.due_at < accepted.at < heartbeat.due_at + 0.1
     assert (receipt.heartbeat, receipt.intact, receipt.stamp) == (heartbeat.id, True, Stamp.USER)
     assert heartbeat.due_at < receipt.at < heartbeat.due_at + 0.1
-    stored = await driver.stored(receiver, [heartbeat.id, "e1.nobody.1"])
-    replayed = await driver.replayed(receiver, [heartbeat.id, "e1.nobody.1"], network.wall() - 60)
+    asked = [heartbeat, beat(sender, 2)]
+    stored = await driver.stored(receiver, asked)
+    replayed = await driver.replayed(receiver, asked, network.wall() - 60)
     assert stored.ids == replayed.ids == {heartbeat.id}
     assert stored.node == replayed.node == "us-east-2"
 
@@ -127,9 +140,8 @@ async def test_a_send_is_one_silent_post_with_its_trace_context(
 async def test_every_call_says_who_asks(odd, odd_driver, shard, canary, beat, autojump_clock):
     odd.rest = lambda request: httpx.Response(201, json={"messages": [], "events": []})
     async with odd_driver.attach(canary):
-        await odd_driver.stored(canary, ["m1"])
-    watch, look = odd.requests
-    for request in (watch, look):
+        await odd_driver.stored(canary, [beat(canary)])
+    for request in odd.requests:
         assert request.url.params["api_key"] == shard.api_key
         assert request.headers["stream-auth-type"] == "jwt"
         assert request.headers["user-agent"].startswith("canary-fleet/")
@@ -140,48 +152,92 @@ async def test_every_call_says_who_asks(odd, odd_driver, shard, canary, beat, au
         for request in odd.requests
     ]
     assert read[0]["user_id"] == canary.name
-    assert read[1]["server"] is True
+    assert read[2]["server"] is True
     assert all(claims["iat"] < odd.wall() < claims["exp"] < odd.wall() + 3601 for claims in read)
 
 
 async def test_a_watch_names_the_connection_that_the_hello_gave(odd, odd_driver, canary, autojump_clock):
     async with odd_driver.attach(canary):
         pass
-    (watch,) = odd.requests
-    assert (watch.url.path, watch.url.params["connection_id"]) == (
+    assert [(watch.url.path, watch.url.params["connection_id"]) for watch in odd.requests] == [
+        ("/channels/canary/heartbeats/query", "odd-1"),
+        ("/channels/canary/heartbeats-2/query", "odd-1"),
+    ]
+    assert all(json.loads(watch.content)["watch"] is True for watch in odd.requests)
+
+
+async def test_an_outsider_has_its_hello_and_watches_nothing(odd, odd_driver, canary, autojump_clock):
+    async with odd_driver.attach(structs.replace(canary, member=False)) as session:
+        assert session.connection == "odd-1"
+    assert odd.requests == []
+
+
+async def test_preparing_makes_both_channels_and_leaves_outsiders_out(
+    odd, odd_driver, canaries, autojump_clock
+):
+    sender, receiver, third = canaries
+    outsider = structs.replace(third, member=False)
+    await odd_driver.prepare([sender, receiver, outsider])
+    users, *channels = odd.requests
+    assert json.loads(users.content)["users"].keys() == {sender.name, receiver.name, outsider.name}
+    assert [channel.url.path for channel in channels] == [
         "/channels/canary/heartbeats/query",
-        "odd-1",
-    )
-    assert json.loads(watch.content)["watch"] is True
+        "/channels/canary/heartbeats-2/query",
+    ]
+    for channel in channels:
+        assert json.loads(channel.content)["data"]["members"] == [sender.name, receiver.name]
 
 
-async def test_a_token_is_renewed_before_it_expires(odd, odd_driver, canary, autojump_clock):
+async def test_a_token_is_renewed_before_it_expires(odd, odd_driver, canary, beat, autojump_clock):
     odd.rest = lambda request: httpx.Response(200, json={"messages": []})
     for _ in range(4):
-        await odd_driver.stored(canary, ["m1"])
+        await odd_driver.stored(canary, [beat(canary)])
         await trio.sleep(1000)
     tokens = [request.headers["authorization"] for request in odd.requests]
     assert tokens[0] == tokens[1] != tokens[2] == tokens[3]
 
 
-async def test_look_ups_go_out_in_batches(odd, odd_driver, canary, autojump_clock):
+async def test_a_heartbeat_goes_to_its_channel_and_is_looked_up_there(
+    driver, network, canaries, beat, autojump_clock
+):
+    sender, receiver, _ = canaries
+    first, second = beat(sender, 1), on_second_channel(beat(sender, 2))
+    async with driver.attach(receiver) as session:
+        for heartbeat in (first, second):
+            await driver.send(sender, heartbeat)
+            assert (await anext(session.receipts())).heartbeat == heartbeat.id
+    both, strayed = {first.id, second.id}, on_second_channel(first)
+    for asked, found in (([first, second], both), ([strayed], set()), ([second], {second.id})):
+        assert (await driver.stored(receiver, asked)).ids == found
+        assert (await driver.replayed(receiver, asked, network.wall() - 60)).ids == found
+
+
+def on_second_channel(heartbeat: Heartbeat) -> Heartbeat:
+    return structs.replace(heartbeat, shape=Shape(SHARD.channels[1]))
+
+
+async def test_look_ups_go_out_in_batches(odd, odd_driver, canary, beat, autojump_clock):
     def answer(request):
         ids = request.url.params["ids"].split(",")
         return httpx.Response(200, json={"messages": [{"id": name} for name in (*ids, "not-asked-for")]})
 
     odd.rest = answer
-    ids = [f"e1.x.{n}" for n in range(250)]
-    found = await odd_driver.stored(canary, ids)
-    assert found.ids == set(ids)
+    beats = [beat(canary, n) for n in range(250)]
+    found = await odd_driver.stored(canary, beats)
+    assert found.ids == {heartbeat.id for heartbeat in beats}
     assert [len(request.url.params["ids"].split(",")) for request in odd.requests] == [100, 100, 50]
 
 
-async def test_replay_asks_in_utc_from_the_time_given(odd, odd_driver, canary, autojump_clock):
+async def test_replay_asks_in_utc_from_the_time_given_for_all_channels_at_once(
+    odd, odd_driver, canary, beat, autojump_clock
+):
     odd.rest = lambda request: httpx.Response(201, json={"events": [{"type": "channel.created"}]})
-    found = await odd_driver.replayed(canary, ["e1.x.1"], 1607513280.25)
+    asked = [on_second_channel(beat(canary, 1)), beat(canary, 2)]
+    found = await odd_driver.replayed(canary, asked, 1607513280.25)
     assert found.ids == frozenset()
-    assert json.loads(odd.requests[0].content) == {
-        "channel_cids": ["canary:heartbeats"],
+    (request,) = odd.requests
+    assert json.loads(request.content) == {
+        "channel_cids": ["canary:heartbeats", "canary:heartbeats-2"],
         "last_sync_at": "2020-12-09T11:28:00.250000Z",
         "user_id": canary.name,
     }
@@ -201,18 +257,19 @@ async def test_preparing_goes_through_the_first_address_that_answers(
 # --- no session ---------------------------------------------------------------------------------------------------
 
 
-async def refusal(driver, canary) -> AttachError:
+async def refusal(driver, canary, violation: bool | None = None) -> AttachError:
     with pytest.raises(AttachError) as caught:
         async with driver.attach(canary):
             raise AssertionError("there is no session to have")
     assert "\n" not in str(caught.value)
     assert "eyJ" not in str(caught.value), "a token shows"
+    assert violation in (None, caught.value.violation)
     return caught.value
 
 
 async def test_a_node_that_is_down_is_unreachable(driver, network, canary, autojump_clock):
     network.nodes["us-east-1"].up = False
-    error = await refusal(driver, canary)
+    error = await refusal(driver, canary, violation=False)
     assert isinstance(error, Unreachable)
     assert canary.url in str(error)
 
@@ -273,7 +330,7 @@ async def test_a_connection_reset_before_the_handshake_is_nobody_there(odd, odd_
 
 async def test_a_websocket_without_hello_is_no_session(driver, network, canary, autojump_clock):
     network.nodes["us-east-1"].build = Build("helloless", helloless=True)
-    error = await refusal(driver, canary)
+    error = await refusal(driver, canary, violation=True)
     assert type(error) is AttachError
     assert "no hello" in str(error)
 
@@ -310,7 +367,7 @@ async def test_an_answer_that_opens_no_websocket_is_told_apart(
         await stream.send_eof()
 
     odd.websocket = handler
-    assert type(await refusal(odd_driver, canary)) is kind
+    assert type(await refusal(odd_driver, canary, violation=False)) is kind
 
 
 @pytest.mark.parametrize("hello", ["", "hello", "[]", '{"type": "welcome"}', '{"connection_id": 5}'])
@@ -342,7 +399,7 @@ async def test_a_watch_refused_says_why(odd, odd_driver, canary, autojump_clock)
 async def test_a_refused_token_names_its_remedy(odd, odd_driver, says, canary, code, remedy, autojump_clock):
     error = {"code": code, "message": "no", "StatusCode": 401}
     odd.websocket = says(hello=json.dumps({"type": "connection.error", "connection_id": "", "error": error}))
-    refused = await refusal(odd_driver, canary)
+    refused = await refusal(odd_driver, canary, violation=True)
     assert isinstance(refused, Unauthorized)
     assert remedy in refused.remedy
     assert refused.remedy in str(refused)
@@ -421,10 +478,11 @@ def at_port(listener: trio.SocketListener, scheme: str) -> Canary:
 # --- the end of a session -----------------------------------------------------------------------------------------
 
 
-async def ending(session) -> str:
+async def ending(session, violation: bool) -> str:
     with pytest.raises(SessionEnded) as caught:
         async for _ in session.receipts():
             pass
+    assert caught.value.violation is violation
     return str(caught.value)
 
 
@@ -433,13 +491,21 @@ async def test_a_restart_ends_the_session_with_its_close_code(
 ):
     async with driver.attach(canary) as session:
         nursery.start_soon(network.restart, "us-east-1", 2.0)
-        assert await ending(session) == "the chat closed with 1001 (going away) restarting"
+        assert await ending(session, violation=False) == "the chat closed with 1001 (going away) restarting"
 
 
 async def test_a_cut_ends_the_session(driver, network, nursery, canary, autojump_clock):
     async with driver.attach(canary) as session:
         nursery.start_soon(network.restart, "us-east-1", 2.0, None, None)
-        assert await ending(session) == "the connection broke"
+        assert await ending(session, violation=False) == "the connection broke"
+
+
+async def test_a_farewell_that_keeps_official_clients_away_for_good_is_a_violation(
+    driver, network, nursery, canary, autojump_clock
+):
+    async with driver.attach(canary) as session:
+        nursery.start_soon(network.restart, "us-east-1", 2.0, None, 1000)
+        assert await ending(session, violation=True) == "the chat closed with 1000 (OK) restarting"
 
 
 async def test_a_session_can_be_had_again_after_a_restart(driver, network, canary, beat, autojump_clock):
@@ -451,12 +517,12 @@ async def test_a_session_can_be_had_again_after_a_restart(driver, network, canar
         assert (await anext(session.receipts())).intact
 
 
-async def test_a_half_open_socket_is_known_within_ten_seconds(driver, network, canary, autojump_clock):
+async def test_a_half_open_socket_is_known_within_six_seconds(driver, network, canary, autojump_clock):
     async with driver.attach(canary) as session:
         started = trio.current_time()
         network.nodes["us-east-1"].build = Build("silent", silent=True)
-        assert "keepalive ping timeout" in await ending(session)
-        assert trio.current_time() - started < 10
+        assert "no pong" in await ending(session, violation=True)
+        assert trio.current_time() - started <= CHECK_EVERY_S * (SILENT_CHECKS_MAX + 1)
 
 
 async def test_a_chat_silent_behind_a_proxy_that_answers_pings_is_known(
@@ -466,12 +532,40 @@ async def test_a_chat_silent_behind_a_proxy_that_answers_pings_is_known(
     odd.websocket = says(heard=heard)
     async with odd_driver.attach(canary) as session:
         started = trio.current_time()
-        assert "said nothing" in await ending(session)
+        assert "said nothing" in await ending(session, violation=True)
         assert trio.current_time() - started <= ASK_EVERY_S * (ASKS_MAX + 1)
     checks = [json.loads(text) for text in heard if "health" in text]
     assert len(checks) == ASKS_MAX
     ((check,), _) = checks
     assert check == {"type": "health.check", "client_id": f"{canary.name}--odd-1"}
+
+
+async def test_health_checks_that_stop_end_the_session_although_events_come(
+    driver, network, nursery, canaries, beat, autojump_clock
+):
+    async def keep_sending():
+        for seq in range(60):
+            await driver.send(canaries[1], beat(canaries[1], seq))
+            await trio.sleep(0.5)
+
+    async with driver.attach(canaries[0]) as session:
+        nursery.start_soon(keep_sending)
+        with trio.move_on_after(10):
+            async for _ in session.receipts():
+                pass
+        stopped_at = trio.current_time()
+        network.nodes["us-east-1"].build = Build("checkless", checkless=True)
+        assert await ending(session, violation=True) == "health checks stopped; events still come"
+        assert trio.current_time() - stopped_at <= ASK_EVERY_S * (ASKS_MAX + 1)
+
+
+async def test_our_own_stall_is_not_the_chats_silence(driver, canary, autojump_clock):
+    """The clock jumps as for a process that was stopped, often while a ping is out whose pong lies ready then."""
+    async with driver.attach(canary) as session:
+        for step in range(60):
+            with trio.move_on_after(CHECK_EVERY_S + 0.0005 * (step % 20)):
+                await anext(session.receipts())
+            autojump_clock.jump(30.0)
 
 
 async def test_a_quiet_chat_that_answers_keeps_its_session(driver, network, canary, beat, autojump_clock):
@@ -514,7 +608,7 @@ async def test_a_failed_send_says_whether_it_is_definite(
     with pytest.raises(kind, match=text):
         await driver.send(canary, beat(canary))
     assert trio.current_time() - started < CALL_S + 0.1
-    stored = await driver.stored(canary, [beat(canary).id])
+    stored = await driver.stored(canary, [beat(canary)])
     assert bool(stored.ids) is (kind is SendUnanswered)
 
 
@@ -601,7 +695,9 @@ async def test_only_a_connection_never_had_is_a_definite_network_failure(
         httpx.ConnectError("gone"),
     ],
 )
-async def test_a_look_up_without_an_answer_is_no_answer(odd, odd_driver, canary, answer, autojump_clock):
+async def test_a_look_up_without_an_answer_is_no_answer(
+    odd, odd_driver, canary, beat, answer, autojump_clock
+):
     def respond(request):
         if isinstance(answer, Exception):
             raise answer
@@ -609,12 +705,12 @@ async def test_a_look_up_without_an_answer_is_no_answer(odd, odd_driver, canary,
 
     odd.rest = respond
     with pytest.raises(LookFailed):
-        await odd_driver.stored(canary, ["e1.x.1"])
+        await odd_driver.stored(canary, [beat(canary)])
     with pytest.raises(LookFailed):
-        await odd_driver.replayed(canary, ["e1.x.1"], 0.0)
+        await odd_driver.replayed(canary, [beat(canary)], 0.0)
 
 
-async def test_a_look_up_that_hangs_fails_in_time(shard, canary, network, nursery, autojump_clock):
+async def test_a_look_up_that_hangs_fails_in_time(shard, canary, network, nursery, beat, autojump_clock):
     class Hanging(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request):
             await trio.sleep_forever()
@@ -628,7 +724,7 @@ async def test_a_look_up_that_hangs_fails_in_time(shard, canary, network, nurser
     async with open_driver(shard, "drill", 1.0, Stuck()) as driver:
         started = trio.current_time()
         with pytest.raises(LookFailed):
-            await driver.stored(canary, ["e1.x.1"])
+            await driver.stored(canary, [beat(canary)])
         assert trio.current_time() - started == pytest.approx(CALL_S)
 
 
@@ -659,7 +755,7 @@ async def test_an_answer_that_cannot_be_unpacked_is_no_answer(odd, odd_driver, c
     with pytest.raises(SendUnanswered):
         await odd_driver.send(canary, beat(canary))
     with pytest.raises(LookFailed):
-        await odd_driver.stored(canary, [beat(canary).id])
+        await odd_driver.stored(canary, [beat(canary)])
 
 
 class Garbled(httpx.AsyncByteStream):

@@ -136,6 +136,26 @@ def test_a_socket_that_watches_twice_is_owed_once_and_again_after_it_stopped(log
     assert logs.deeds() == {("m", "a"): Deed.WITHHELD}
 
 
+def test_what_either_socket_of_a_user_was_handed_he_was_handed_once(logs: Logs):
+    for user, handed in (("old", ["old"]), ("new", ["new"]), ("both", ["old", "new"]), ("none", [])):
+        logs.watch(1, "east-1", user, f"{user}-old")
+        logs.watch(9.5, "east-2", user, f"{user}-new")
+        logs.write(11, "east-1", "close", connection=f"{user}-old", user=user)
+        for socket in handed:
+            logs.write(10.1, "east-1", "hand", message="m", connection=f"{user}-{socket}", user=user)
+    logs.accept(10)
+    handed = dict.fromkeys([("m", "old"), ("m", "new"), ("m", "both")], Deed.HANDED)
+    assert logs.deeds() == {**handed, ("m", "none"): Deed.INTERRUPTED}
+
+
+def test_a_user_whose_new_socket_stayed_was_withheld_what_neither_was_handed(logs: Logs):
+    logs.watch(1, "east-1", "a", "old")
+    logs.watch(8, "east-2", "a", "new")
+    logs.write(11, "east-1", "close", connection="old", user="a")
+    logs.accept(10)
+    assert logs.deeds() == {("m", "a"): Deed.WITHHELD}
+
+
 def test_the_lives_of_the_nodes_are_read_in_the_order_of_time_over_all_files(logs: Logs):
     logs.write(3, "east-1", "ready")
     logs.write(1, "east-2", "start")
