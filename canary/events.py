@@ -365,6 +365,8 @@ class Trial(Struct, frozen=True, gc=False):
     heartbeat: HeartbeatId | None = None
     reason: str = ""
     """What the shard said, where it said something."""
+    violation: bool = False
+    """Of a session that failed: the shard broke its own protocol, which no restart and no network explains."""
 
 
 class Flag(Enum):

@@ -48,7 +48,7 @@ class Watch:
         for route in routes:
             by_shard.setdefault(shard_of[route.sender], []).append(route)
         paging = {shard for incident in carried for shard in incident.shards}
-        self._ledger = Ledger(canaries, routes, config.heartbeat)
+        self._ledger = Ledger(canaries, routes, config.heartbeat, config.detection.session_down_s)
         self._detector = Detector(config.heartbeat, config.detection, by_shard, paging=paging)
         self._incidents = Incidents(
             config.heartbeat, config.detection, wall_offset_s=wall_offset_s, carried=carried, new_id=new_id
