@@ -92,6 +92,10 @@ NOWHERE = End("", UNKNOWN, UNKNOWN)
 
 BOTH = tuple(Oracle)
 
+ARRIVED = Live.ARRIVED
+IN_TIME = (Verdict.DELIVERED, "arrived in time")
+"""What nearly every heartbeat comes to; to look a member up in its class takes long enough to be worth a name."""
+
 WAITING = (Live.EXPECTED, Live.OVERDUE)
 """The live states that another one must follow."""
 
@@ -143,11 +147,13 @@ class Ledger:
 
     def observe(self, fact: Fact) -> list[Finding]:
         """Take one fact and return what follows from it. Facts about unknown heartbeats are nobody's and ignored."""
+        out = self._out = []
         self._observe(fact)
-        return self._concluded()
+        return out
 
     def advance(self, now: float) -> list[Finding]:
         """Conclude what follows from time alone. Call it at `next_deadline()`, after all facts up to `now`."""
+        out = self._out = []
         while self._due and self._due[0][0] <= now:
             wake_at, name = heappop(self._due)
             file = self._open.get(name)
@@ -155,36 +161,33 @@ class Ledger:
                 self._step(file, now)
         if self._period_ends_at <= now:
             self._try_sessions(now)
-        return self._concluded()
+        return out
 
     def next_deadline(self) -> float | None:
         while self._due and self._due[0][1] not in self._open:
             heappop(self._due)  # settled before its time
-        due_at = self._due[0][0] if self._due else inf
-        return min(due_at, self._period_ends_at) if min(due_at, self._period_ends_at) < inf else None
+        if self._due and self._due[0][0] < self._period_ends_at:
+            return self._due[0][0]
+        return self._period_ends_at if self._period_ends_at < inf else None
 
     @property
     def unsettled(self) -> int:
         """Heartbeats that still wait for their last verdict, or for what the oracles say of them."""
         return len(self._open)
 
-    def _concluded(self) -> list[Finding]:
-        out, self._out = self._out, []
-        return out
-
     def _observe(self, fact: Fact) -> None:
         match fact:
-            case Received():
+            case Received():  # the most frequent first
                 self._receive(fact)
-            case Sent(heartbeat, at):
-                self._begin(heartbeat, at)
             case Alive(canary, at):
                 if presence := self._presences.get(canary):
                     presence.alive_at = max(at, presence.alive_at)
+            case Sent(heartbeat, at):
+                self._begin(heartbeat, at)
             case Acked() | Refused() | Unanswered() | Looked():
                 if file := self._files.get(fact.heartbeat):
                     self._note(file, fact)
-                    self._settle(file, file.passages.values(), fact.at)
+                    self._settle(file, fact.at)
             case Attached():
                 self._attach(fact)
             case Detached():
@@ -235,7 +238,7 @@ class Ledger:
             _Inquiry(),
         )
         if file.sender is not None:
-            file.sender_end = file.sender.presence.end_now
+            file.sender_end = file.sender.presence.here
             for path in file.sender.paths:
                 file.passages[path.route.receiver] = _Passage(path, file.labels(path.receiver))
         file.undecided = len(file.passages)
@@ -265,12 +268,14 @@ class Ledger:
         if passage.path.is_overtaken(file.heartbeat):
             flags |= {Flag.REORDERED}
         passage.received_at, passage.stamp, passage.flags = fact.at, fact.stamp, flags
+        passage.is_late = fact.at > file.deadline_at
         receiver = passage.path.receiver
         if receiver.session is not None and passage.labels.receiver is not receiver.end:
             passage.labels = file.labels(receiver)  # on another session than when it was sent
         if file.landed:
             self._arrive(file, passage, fact.at)
-        self._settle(file, (passage,), fact.at)
+        if self._decide(file, passage, fact.at):
+            self._conclude(file, fact.at)
 
     def _leak(self, file: "_File", outsider: "_Presence", at: float) -> None:
         if outsider.canary.name in file.leaks:
@@ -300,14 +305,15 @@ class Ledger:
                 self._look(file, fact)
 
     def _answer(self, file: "_File", at: float, failed: Kind | None, answer: str) -> None:
-        landed = file.landed
         file.answered_at, file.answer = at, answer
         self._try_send(file, at, failed, answer if failed else "")
-        if not landed:
-            self._land(file, at)
+        self._land(file, at)
 
     def _land(self, file: "_File", at: float) -> None:
         """Count what came and waited for the answer; at the deadline it has waited long enough."""
+        if file.landed:
+            return
+        file.landed = True
         for passage in file.passages.values():
             if passage.received_at is not None:
                 self._arrive(file, passage, at)
@@ -316,7 +322,7 @@ class Ledger:
 
     def _arrive(self, file: "_File", passage: "_Passage", at: float) -> None:
         if passage.live in WAITING:
-            passage.live = Live.MISSED if file.is_late(passage) else Live.ARRIVED
+            passage.live = Live.MISSED if passage.is_late else ARRIVED
             self._tell(file, passage, at)
         if passage.flags:
             self._try_arrival(file, passage, passage.flags, at)
@@ -490,16 +496,15 @@ class Ledger:
         file.expired = file.expires_at is not None and now >= file.expires_at
         if file.expires_at is None and now >= file.patient_until:
             file.expires_at = now + LAST_ANSWER_S
-        self._settle(file, file.passages.values(), now)
+        self._settle(file, now)
         if file.heartbeat.id in self._open:
             self._ask(file, now)
             self._wake(file, file.next_stage_at(now))
 
     def _pass_deadline(self, file: "_File", now: float) -> None:
-        if not file.landed:
-            self._try_send(file, now, Kind.UNACKED, "no answer by the deadline")
-            self._land(file, now)
         file.deadline_passed = True
+        self._try_send(file, now, Kind.UNACKED, "no answer by the deadline")
+        self._land(file, now)
         self._silence(file, Live.MISSED, now)
         if file.node is None:  # not known to be accepted: no evidence against the fan-out
             self._excuse_rest(file, now, Verdict.UNACKED, "no answer by the deadline")
@@ -541,29 +546,31 @@ class Ledger:
     # --- verdicts --------------------------------------------------------------------------------------------------
 
     def _tell(self, file: "_File", passage: "_Passage", at: float) -> None:
-        arrived_at = passage.received_at if passage.live is Live.ARRIVED else None
+        heartbeat, live, latency_s = file.heartbeat, passage.live, None
+        if live is ARRIVED and passage.received_at is not None:
+            latency_s = passage.received_at - file.began_at
         self._out.append(
-            Outcome(
-                file.heartbeat.id,
-                passage.path.route,
-                passage.live,
-                file.heartbeat.due_at,
-                at,
-                None if arrived_at is None else arrived_at - file.began_at,
-                passage.labels,
-            )
+            Outcome(heartbeat.id, passage.path.route, live, heartbeat.due_at, at, latency_s, passage.labels)
         )
 
-    def _settle(self, file: "_File", passages: Iterable["_Passage"], at: float) -> None:
-        """Say the verdicts that these routes have come to, and the whole record when no route lacks one any more."""
-        changed = False
-        for passage in passages:
-            if passage.settled is not None and passage.settled.received_at is not None:
-                continue  # what arrived, arrived
-            judged = _judge(file, passage)
-            if judged is not None and (passage.settled is None or judged[0] is not passage.settled.verdict):
-                self._verdict(file, passage, *judged, at)
-                changed = True
+    def _settle(self, file: "_File", at: float) -> None:
+        decided = [passage for passage in file.passages.values() if self._decide(file, passage, at)]
+        if decided or file.closed:
+            self._conclude(file, at, bool(decided))
+
+    def _decide(self, file: "_File", passage: "_Passage", at: float) -> bool:
+        """Say the verdict that this route has come to, if it is another one."""
+        before = passage.settled
+        if before is not None and before.received_at is not None:
+            return False  # what arrived, arrived
+        judged = _judge(file, passage)
+        if judged is None or (before is not None and judged[0] is before.verdict):
+            return False
+        self._verdict(file, passage, *judged, at)
+        return True
+
+    def _conclude(self, file: "_File", at: float, changed: bool = True) -> None:
+        """When no route lacks a verdict any more the record is written, and again when one has changed."""
         if changed and not file.undecided:
             self._record(file, at)
         if file.closed and file.is_audited:
@@ -620,9 +627,13 @@ class _Presence(Struct, eq=False):
     canary: Canary
     route: Route
     end: End
-    """Where the session is; without one, where the last one was."""
+    """Where the session is or where the last one was."""
+    here: End
+    """Where the session is; without one, nowhere known."""
     nowhere: End
     session: Attached | None = None
+    old_from: float = inf
+    """A heartbeat that is sent then or later finds the session old."""
     alive_at: float = -inf
     absent_since: float = -inf
     detached: Detached | None = None
@@ -633,12 +644,12 @@ class _Presence(Struct, eq=False):
     @classmethod
     def of(cls, canary: Canary) -> "_Presence":
         nowhere = End(canary.region, UNKNOWN, UNKNOWN, canary.name)
-        return cls(canary, Route(canary.name, canary.name), nowhere, nowhere)
+        return cls(canary, Route(canary.name, canary.name), nowhere, nowhere, nowhere)
 
     def attach(self, session: Attached) -> None:
         """With a session already there it is a handover: the canary has renewed it, and nothing has ended."""
-        self.session = session
-        self.end = End(self.canary.region, session.node, session.build, self.canary.name)
+        self.session, self.old_from = session, session.at + OLD_S
+        self.here = self.end = End(self.canary.region, session.node, session.build, self.canary.name)
         self.alive_at = max(session.at, self.alive_at)
 
     def detach(self, fact: Detached) -> None:
@@ -648,13 +659,7 @@ class _Presence(Struct, eq=False):
             self.ended = fact
         if self.session is not None:
             self.session, self.absent_since = None, fact.at
-
-    @property
-    def end_now(self) -> End:
-        return self.nowhere if self.session is None else self.end
-
-    def age(self, at: float) -> str:
-        return "old" if self.session is not None and at - self.session.at >= OLD_S else "new"
+            self.here, self.old_from = self.nowhere, inf
 
 
 class _Path(Struct, eq=False):
@@ -667,9 +672,11 @@ class _Path(Struct, eq=False):
 
     def is_overtaken(self, heartbeat: Heartbeat) -> bool:
         """By due time: the sequence number starts anew with every run, and an earlier run's heartbeat may yet come."""
-        newest = self.newest_due_at.get(heartbeat.shape.channel, heartbeat.due_at)
-        self.newest_due_at[heartbeat.shape.channel] = max(newest, heartbeat.due_at)
-        return heartbeat.due_at < newest
+        channel, due_at = heartbeat.shape.channel, heartbeat.due_at
+        if due_at < self.newest_due_at.get(channel, -inf):
+            return True
+        self.newest_due_at[channel] = due_at
+        return False
 
 
 class _Sender(Struct, eq=False):
@@ -681,13 +688,14 @@ class _Sender(Struct, eq=False):
     paths: list[_Path] = []
 
 
-class _Passage(Struct, eq=False):
+class _Passage(Struct, eq=False, gc=False):
     """One heartbeat on one route."""
 
     path: _Path
     labels: Labels
     live: Live = Live.EXPECTED
     received_at: float | None = None
+    is_late: bool = False
     stamp: Stamp | None = None
     excuse: Verdict | None = None
     excuse_reason: str = ""
@@ -699,7 +707,7 @@ class _Passage(Struct, eq=False):
         return self.live in WAITING and self.received_at is None
 
 
-class _Inquiry(Struct, eq=False):
+class _Inquiry(Struct, eq=False, gc=False):
     """What one oracle says of one heartbeat."""
 
     said: bool | None = None
@@ -710,8 +718,14 @@ class _Inquiry(Struct, eq=False):
     """The first no that counts and was asked for late enough to be the last."""
     is_absence_told: bool = False
 
+    @property
+    def blame(self) -> str:
+        if self.first is None or self.first.found:
+            return ""
+        return "not" if self.said is False else "late"
 
-class _File(Struct, eq=False):
+
+class _File(Struct, eq=False, gc=False):
     """All that is known of one heartbeat."""
 
     heartbeat: Heartbeat
@@ -744,6 +758,8 @@ class _File(Struct, eq=False):
     build: str | None = None
     refused: bool = False
     leaks: tuple[CanaryName, ...] = ()
+    landed: bool = False
+    """What arrives counts at once: the answer, which may name the accepting node, is there or was waited for in vain."""
     deadline_passed: bool = False
     expires_at: float | None = None
     """Set with the last question, which a stall may have delayed."""
@@ -761,11 +777,6 @@ class _File(Struct, eq=False):
             or any(look.found for look in self.looks)
             or any(passage.received_at is not None for passage in self.passages.values())
         )
-
-    @property
-    def landed(self) -> bool:
-        """What arrives counts at once: the answer, which may name the accepting node, is there or waited for in vain."""
-        return self.answered_at is not None or self.deadline_passed
 
     @property
     def is_sampled(self) -> bool:
@@ -786,9 +797,9 @@ class _File(Struct, eq=False):
         return Labels(
             self.heartbeat.shard,
             self.sender_end,
-            receiver.end_now,
+            receiver.here,
             self.heartbeat.shape,
-            receiver.age(self.sent_at),
+            "old" if self.sent_at >= receiver.old_from else "new",
         )
 
     def accept(self, node: str, build: str) -> None:
@@ -799,10 +810,6 @@ class _File(Struct, eq=False):
             self.sender_end = end
             for passage in self.passages.values():
                 passage.labels = replace(passage.labels, sender=end)
-
-    def is_late(self, passage: _Passage) -> bool:
-        assert passage.received_at is not None
-        return passage.received_at > self.deadline_at
 
     def open_oracles(self) -> tuple[Oracle, ...]:
         if self.stored.said is None:
@@ -854,23 +861,17 @@ def _judge(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
 def _judge_arrival(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
     if file.answered_at is None and not file.expired and passage.settled is None:
         return None  # the answer may yet name the accepting node
-    if file.is_late(passage):
+    if passage.is_late:
         return Verdict.LATE, "arrived after the deadline" + _blame(file)
     if file.node is None:
         return Verdict.DELIVERED, f"arrived although the send said: {file.answer}"
-    return Verdict.DELIVERED, "arrived in time" + _blame(file)
+    return (Verdict.DELIVERED, IN_TIME[1] + _blame(file)) if file.looks else IN_TIME
 
 
 def _blame(file: _File) -> str:
-    """What the oracles had to be asked twice for, beside an arrival."""
-    words = ""
-    for inquiry, absent, behind in (
-        (file.stored, "not in the store", "stored late"),
-        (file.replayed, "not in the replay", "replayed late"),
-    ):
-        if inquiry.first is not None and not inquiry.first.found:
-            words += "; " + (absent if inquiry.said is False else behind)
-    return words
+    """What the oracles failed to show at once, beside an arrival."""
+    stored, replayed = file.stored.blame, file.replayed.blame
+    return (stored and f"; {stored} in the store") + (replayed and f"; {replayed} in the replay")
 
 
 def _judge_silence(file: _File, passage: _Passage) -> tuple[Verdict, str]:

@@ -924,7 +924,7 @@ def test_a_store_that_shows_a_delivered_heartbeat_late_is_stale_and_the_record_s
     assert rig.failed(Aspect.LOOK).count(None) == 1
     settled = rig.settled(beat)[-1]
     assert (settled.verdict, settled.stored, settled.replayed) == (Verdict.DELIVERED, True, True)
-    assert (settled.reason, settled.upgrades) == ("arrived in time; stored late", Verdict.DELIVERED)
+    assert (settled.reason, settled.upgrades) == ("arrived in time; late in the store", Verdict.DELIVERED)
     assert len(rig.records(beat)) == 2
     assert [look.found for look in rig.records(beat)[-1].looks] == [False, True, True]
 
