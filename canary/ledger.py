@@ -274,7 +274,9 @@ class Ledger:
             passage.labels = file.labels(receiver)  # on another session than when it was sent
         if file.landed:
             self._arrive(file, passage, fact.at)
-        if self._decide(file, passage, fact.at):
+        if file.node is None:
+            self._settle(file, fact.at)  # heard here, it was accepted, which is news for the other routes
+        elif self._decide(file, passage, fact.at):
             self._conclude(file, fact.at)
 
     def _leak(self, file: "_File", outsider: "_Presence", at: float) -> None:

@@ -529,6 +529,14 @@ def test_unanswered_but_heard_is_delivered():
     assert rig.settled(beat)[0].reason == "arrived although the send said: timed out"
 
 
+def test_what_one_receiver_hears_after_all_tells_the_other_routes_that_it_was_accepted():
+    rig = Rig(store=None, replay=None)
+    beat = unanswered(rig)
+    rig.until(60)
+    rig.hear(beat, SENDER)
+    assert rig.verdicts(beat, FAR) == [Verdict.UNACKED, Verdict.UNDELIVERED]
+
+
 def test_what_one_receiver_heard_was_accepted_so_that_its_absence_from_the_store_is_a_loss():
     rig = Rig(store=False, replay=False)
     beat = unanswered(rig)
@@ -1039,6 +1047,25 @@ def test_a_sample_is_asked_about_elsewhere_when_its_asker_goes_away():
     asked = len(rig.questions())
     rig.until(PATIENCE)
     assert len(rig.questions()) == asked
+
+
+def test_a_sample_keeps_its_asker_while_it_is_there_whoever_else_comes():
+    rig = Rig(receivers=(SENDER, FAR, AFAR), store=None, replay=None)
+    rig.detach(SENDER)
+    sample(rig)
+    rig.until(AUDIT_AFTER_S)
+    rig.attach(SENDER, "node-1")
+    rig.until(3 * AUDIT_EVERY_S)
+    assert len({question.receivers for question in rig.questions()}) == 1
+
+
+def test_a_sample_that_is_missing_is_asked_for_there_and_overdue_no_sooner_than_any_other():
+    rig = Rig(receivers=(SENDER, FAR, AFAR), store=None, replay=None)
+    rig.sent = AUDIT_EACH - 1
+    beat = rig.send()
+    rig.until(3.5)
+    assert [len(question.receivers) for question in rig.questions()] == [1, 1, 3]
+    assert [(one.live, one.at) for one in rig.outcomes(beat)] == [(Live.EXPECTED, 0), (Live.OVERDUE, 3)]
 
 
 def test_a_no_that_comes_after_the_wait_for_it_is_a_trial_all_the_same_and_the_record_is_written_again():
