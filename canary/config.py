@@ -70,6 +70,8 @@ class Detection:
     suspect_budget_s: float = 3600.0
     resolve_hold_s: float = 120.0
     """An incident resolves after this long without a miss on its routes, and enough clean heartbeats."""
+    session_down_s: float = 10.0
+    """A canary without a session for longer than this is detached: longer than a node's restart in a rolling deploy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,7 @@ def _detection(table: "_Table") -> Detection:
         page_budget_s=table.duration("page_budget", default.page_budget_s),
         suspect_budget_s=table.duration("suspect_budget", default.suspect_budget_s),
         resolve_hold_s=table.duration("resolve_hold", default.resolve_hold_s),
+        session_down_s=table.duration("session_down", default.session_down_s),
     )
     table.close()
     return detection

@@ -366,7 +366,7 @@ class Trial(Struct, frozen=True, gc=False):
     reason: str = ""
     """What the shard said, where it said something."""
     violation: bool = False
-    """SESSION: it ended against the protocol."""
+    """Of a session that failed: the shard broke its own protocol, which no restart and no network explains."""
 
 
 class Flag(Enum):

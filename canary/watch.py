@@ -48,7 +48,7 @@ class Watch:
         shard_of = {canary.name: canary.shard for canary in canaries}
         for route in routes:
             by_shard.setdefault(shard_of[route.sender], []).append(route)
-        self._ledger = Ledger(canaries, routes, config.heartbeat)
+        self._ledger = Ledger(canaries, routes, config.heartbeat, config.detection.session_down_s)
         self._incidents = Incidents(
             config.heartbeat, config.detection, wall_offset_s=wall_offset_s, carried=carried, new_id=new_id
         )

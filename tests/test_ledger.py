@@ -9,6 +9,7 @@ from canary.config import Heartbeats
 from canary.events import (
     Acked,
     Alive,
+    Aspect,
     Attached,
     AuditDue,
     Canary,
@@ -21,6 +22,8 @@ from canary.events import (
     Flag,
     Heartbeat,
     HeartbeatId,
+    Kind,
+    Labels,
     Live,
     Looked,
     Oracle,
@@ -31,25 +34,39 @@ from canary.events import (
     Route,
     Sent,
     Settled,
+    Shape,
     Skipped,
     Stalled,
     Stamp,
+    Trial,
     Unanswered,
     Verdict,
 )
-from canary.ledger import AUDIT_EVERY_S, LAST_ANSWER_S, REMEMBERED_MAX, Ledger
+from canary.ledger import (
+    AFTERMATH_S,
+    AUDIT_AFTER_S,
+    AUDIT_EACH,
+    AUDIT_EVERY_S,
+    LAST_ANSWER_S,
+    OLD_S,
+    REMEMBERED_MAX,
+    Ledger,
+)
 
 TIMES = Heartbeats(period_s=1, deadline_s=5, pause_allowance_s=3, audit_window_s=10)
+SESSION_DOWN_S = 10.0
 DEADLINE, PATIENCE = 5, 15
 """Seconds after the intended time."""
 SENDER, FAR, AFAR = CanaryName("one"), CanaryName("two"), CanaryName("three")
-NODES = {SENDER: "node-1", FAR: "node-2", AFAR: "node-3"}
+OUTSIDER = CanaryName("four")
+NODES = {SENDER: "node-1", FAR: "node-2", AFAR: "node-3", OUTSIDER: "node-3"}
+PLAIN = Shape()
 ANSWER_S = 0.05
 """What the auditor takes."""
 
 
 def canary(name: CanaryName, sends: bool = False) -> Canary:
-    return Canary(name, "us-east", "us-east", f"http://{NODES[name]}", sends)
+    return Canary(name, "us-east", "us-east", f"http://{NODES[name]}", sends, member=name != OUTSIDER)
 
 
 @dataclass
@@ -57,6 +74,8 @@ class Rig:
     """A ledger, its clock, and an auditor who asks a store and a replay. Times count from the first heartbeat's due time."""
 
     receivers: tuple[CanaryName, ...] = (SENDER, FAR)
+    outsiders: tuple[CanaryName, ...] = ()
+    """Those of the canaries in no channel that have a session."""
     store: bool | None = True
     """What the store says of every heartbeat; None: it cannot be asked."""
     replay: bool | None = True
@@ -70,28 +89,28 @@ class Rig:
     def __post_init__(self) -> None:
         canaries = [canary(name, sends=name == SENDER) for name in NODES]
         routes = [Route(SENDER, receiver) for receiver in self.receivers]
-        self.ledger = Ledger(canaries, routes, TIMES)
-        for receiver in self.receivers:
-            self.attach(receiver, NODES[receiver])
+        self.ledger = Ledger(canaries, routes, TIMES, SESSION_DOWN_S)
+        for name in self.receivers + self.outsiders:
+            self.attach(name, NODES[name])
 
     # the world
 
     def attach(self, name: CanaryName, node: str, build: str = "good-1") -> None:
         self.tell(Attached(name, self.now, node, build, f"{name} at {node}"))
 
-    def detach(self, name: CanaryName) -> None:
-        self.tell(Detached(name, self.now, "the node went away"))
+    def detach(self, name: CanaryName, reason: str = "the node went away", violation: bool = False) -> None:
+        self.tell(Detached(name, self.now, reason, violation))
 
-    def stall(self, lasted_s: float) -> None:
+    def stall(self, lasted_s: float, reason: str = "the agent stalled") -> None:
         """The agent neither hears nor asks for so long; then it learns of the stall before anything else."""
         self.now += lasted_s
-        self.tell(Stalled(self.now, lasted_s))
+        self.tell(Stalled(self.now, lasted_s, reason))
         self.take(self.ledger.advance(self.now))
 
-    def send(self, answered: bool = True) -> Heartbeat:
+    def send(self, answered: bool = True, shape: Shape = PLAIN) -> Heartbeat:
         due_at = self.now
         name = HeartbeatId(f"e.{SENDER}.{self.sent}")
-        heartbeat = Heartbeat(name, SENDER, "us-east", self.sent, due_at, due_at)
+        heartbeat = Heartbeat(name, SENDER, "us-east", self.sent, due_at, due_at, shape)
         self.sent += 1
         self.tell(Sent(heartbeat, due_at))
         if answered:
@@ -105,8 +124,8 @@ class Rig:
         for receiver in receivers:
             self.tell(Received(heartbeat.id, receiver, self.now, Stamp.KERNEL, intact))
 
-    def look(self, heartbeat: Heartbeat, oracle: Oracle, found: bool) -> None:
-        self.tell(Looked(heartbeat.id, oracle, found, self.now, self.now, "node-2"))
+    def look(self, heartbeat: Heartbeat, oracle: Oracle, found: bool, asker: CanaryName = FAR) -> None:
+        self.tell(Looked(heartbeat.id, oracle, found, self.now, self.now, "node-2", asker))
 
     def until(self, at: float) -> None:
         """Time passes: the ledger is woken whenever it asked to be, and the auditor answers."""
@@ -143,8 +162,15 @@ class Rig:
         for oracle in question.oracles:
             found = self.store if oracle is Oracle.STORED else self.replay
             if found is not None:
+                asker = question.receivers[0]
                 answer = Looked(
-                    question.heartbeat.id, oracle, found, question.at, question.at + ANSWER_S, "node-2"
+                    question.heartbeat.id,
+                    oracle,
+                    found,
+                    question.at,
+                    question.at + ANSWER_S,
+                    NODES[asker],
+                    asker,
                 )
                 heappush(self.answers, (answer.at, len(self.findings) * 10 + len(self.answers), answer))
 
@@ -177,6 +203,12 @@ class Rig:
 
     def questions(self) -> list[AuditDue]:
         return [one for one in self.findings if isinstance(one, AuditDue)]
+
+    def trials(self, aspect: Aspect) -> list[Trial]:
+        return [one for one in self.findings if isinstance(one, Trial) and one.aspect is aspect]
+
+    def failed(self, aspect: Aspect) -> list[Kind | None]:
+        return [one.failed for one in self.trials(aspect)]
 
 
 # --- delivered and late --------------------------------------------------------------------------------------------
@@ -275,6 +307,7 @@ def test_a_sender_that_was_late_itself_does_not_shorten_the_time_the_shard_has()
     rig.hear(heartbeat, FAR)
     assert rig.verdicts(heartbeat) == [Verdict.DELIVERED]
     assert rig.settled(heartbeat)[0].latency_s == pytest.approx(5.2)
+    assert rig.outcomes(heartbeat)[-1].latency_s == pytest.approx(4.8)
 
 
 def test_what_arrives_after_the_deadline_was_undelivered_and_is_upgraded_to_late():
@@ -412,7 +445,7 @@ def test_an_arrival_before_the_answer_waits_for_it_and_then_carries_the_acceptin
     rig.ack(beat, node="node-3", build="good-2")
     [_, arrived] = rig.outcomes(beat)
     assert arrived.live is Live.ARRIVED
-    assert arrived.labels.sender == End("us-east", "node-3", "good-2")
+    assert arrived.labels.sender == End("us-east", "node-3", "good-2", SENDER)
     assert rig.settled(beat)[0].labels.sender.node == "node-3"
 
 
@@ -432,7 +465,7 @@ def test_a_receiver_that_moved_while_the_heartbeat_was_under_way_is_named_where_
     rig.detach(FAR)
     rig.attach(FAR, "node-3", "good-2")
     rig.hear(beat, FAR)
-    assert rig.settled(beat)[0].labels.receiver == End("us-east", "node-3", "good-2")
+    assert rig.settled(beat)[0].labels.receiver == End("us-east", "node-3", "good-2", FAR)
 
 
 def test_a_refused_heartbeat_is_rejected_on_every_route_at_once_and_never_a_miss():
@@ -496,6 +529,14 @@ def test_unanswered_but_heard_is_delivered():
     assert rig.settled(beat)[0].reason == "arrived although the send said: timed out"
 
 
+def test_what_one_receiver_hears_after_all_tells_the_other_routes_that_it_was_accepted():
+    rig = Rig(store=None, replay=None)
+    beat = unanswered(rig)
+    rig.until(60)
+    rig.hear(beat, SENDER)
+    assert rig.verdicts(beat, FAR) == [Verdict.UNACKED, Verdict.UNDELIVERED]
+
+
 def test_what_one_receiver_heard_was_accepted_so_that_its_absence_from_the_store_is_a_loss():
     rig = Rig(store=False, replay=False)
     beat = unanswered(rig)
@@ -540,11 +581,11 @@ def test_a_receiver_without_a_session_is_not_expected_to_hear():
 
 def test_a_receiver_that_never_attached_is_detached_with_unknown_labels():
     rig = Rig(receivers=(SENDER,))
-    rig.ledger = Ledger([canary(SENDER, True), canary(FAR)], [Route(SENDER, FAR)], TIMES)
+    rig.ledger = Ledger([canary(SENDER, True), canary(FAR)], [Route(SENDER, FAR)], TIMES, SESSION_DOWN_S)
     beat = rig.send()
     rig.until(60)
     assert rig.verdicts(beat) == [Verdict.DETACHED]
-    assert rig.settled(beat)[0].labels.receiver == End("us-east", "unknown", "unknown")
+    assert rig.settled(beat)[0].labels.receiver == End("us-east", "unknown", "unknown", FAR)
 
 
 def test_a_session_that_ends_while_a_heartbeat_is_under_way_excuses_it():
@@ -599,8 +640,9 @@ def test_what_a_stalled_agent_did_not_see_is_void():
     beat = rig.send()
     rig.hear(beat, SENDER)
     rig.until(1)
-    rig.stall(3)
+    rig.stall(3, reason="the loop stood still for 3.0 s")
     rig.until(60)
+    assert rig.settled(beat)[0].reason == "the loop stood still for 3.0 s"
     assert rig.lives(beat, SENDER) == [Live.EXPECTED, Live.ARRIVED]
     assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
     assert rig.verdicts(beat) == [Verdict.VOID]
@@ -677,6 +719,542 @@ def test_a_sequence_that_starts_anew_with_the_agent_is_no_reordering():
     assert flags(rig, beat) == frozenset()
 
 
+# --- labels --------------------------------------------------------------------------------------------------------
+
+
+def test_labels_name_both_canaries_and_what_the_heartbeat_is_like():
+    rig = Rig()
+    shape = Shape("canary:b", "large", "unicode")
+    labels = rig.outcomes(rig.send(shape=shape))[0].labels
+    assert (labels.sender.canary, labels.receiver.canary, labels.shape) == (SENDER, FAR, shape)
+
+
+def test_a_session_is_old_when_it_was_up_for_a_minute_as_the_heartbeat_was_sent():
+    rig = Rig()
+    rig.until(OLD_S - 0.01)
+    young = rig.send()
+    rig.until(OLD_S)
+    rig.hear(young, FAR)
+    assert rig.settled(young)[0].labels.session == "new"
+    assert rig.outcomes(rig.send())[0].labels.session == "old"
+
+
+def test_a_heartbeat_that_comes_on_a_renewed_session_came_on_a_new_one():
+    rig = Rig()
+    rig.until(OLD_S)
+    beat, other = rig.send(), rig.send()
+    rig.hear(other, FAR)
+    rig.attach(FAR, NODES[FAR])
+    rig.hear(beat, FAR)
+    assert [rig.outcomes(one)[-1].labels.session for one in (other, beat)] == ["old", "new"]
+    assert rig.lives(beat)[-1] is Live.ARRIVED
+
+
+# --- trials of the send --------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_one_trial_of_the_send_at_the_node_that_gave_it():
+    rig = Rig()
+    beat = rig.send(answered=False, shape=Shape(size="large"))
+    rig.until(0.2)
+    rig.ack(beat, node="node-3", build="good-2")
+    [trial] = rig.trials(Aspect.SEND)
+    end = End("us-east", "node-3", "good-2", SENDER)
+    assert trial == Trial(
+        Aspect.SEND, None, Route(SENDER, SENDER), 0, 0.2, Labels("us-east", end, end, beat.shape), beat.id
+    )
+
+
+def test_a_refusal_and_a_broken_answer_are_failed_trials_with_what_was_said():
+    rig = Rig()
+    rig.tell(Refused(rig.send(answered=False).id, 0.1, "429 too many requests"))
+    unanswered(rig)
+    told = [(one.failed, one.reason, one.labels.sender.node) for one in rig.trials(Aspect.SEND)]
+    assert told == [
+        (Kind.REJECTED, "429 too many requests", "node-1"),
+        (Kind.UNACKED, "timed out", "node-1"),
+    ]
+
+
+def test_no_answer_by_the_deadline_is_a_failed_trial_and_a_later_answer_no_second_one():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    rig.until(DEADLINE - 0.01)
+    assert rig.trials(Aspect.SEND) == []
+    rig.until(DEADLINE)
+    assert rig.failed(Aspect.SEND) == [Kind.UNACKED]
+    rig.ack(beat)
+    rig.until(60)
+    assert rig.failed(Aspect.SEND) == [Kind.UNACKED]
+
+
+def test_a_send_that_a_stall_overlaps_is_no_trial_whatever_came_of_it():
+    rig = Rig()
+    before = [rig.send(answered=False) for _ in range(3)]
+    rig.stall(3)
+    within = rig.send(answered=False)
+    rig.ack(before[0])
+    rig.tell(Refused(before[1].id, rig.now, "429"))
+    rig.ack(within)
+    rig.until(60)
+    assert rig.trials(Aspect.SEND) == []
+    rig.send()
+    assert rig.failed(Aspect.SEND) == [None]
+
+
+# --- trials of what arrived ----------------------------------------------------------------------------------------
+
+
+def test_each_flag_is_a_failed_trial_once_on_its_route():
+    rig = Rig()
+    beat = rig.send()
+    rig.until(1)
+    rig.hear(rig.send(), FAR)
+    for _ in range(3):
+        rig.hear(beat, FAR, intact=False)
+    assert rig.failed(Aspect.ARRIVAL) == [Kind.CORRUPTED, Kind.REORDERED, Kind.DUPLICATED]
+    assert {one.route for one in rig.trials(Aspect.ARRIVAL)} == {Route(SENDER, FAR)}
+    assert {one.heartbeat for one in rig.trials(Aspect.ARRIVAL)} == {beat.id}
+
+
+def test_what_came_before_the_answer_is_tried_with_the_node_that_accepted_it():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    rig.hear(beat, FAR, intact=False)
+    assert rig.trials(Aspect.ARRIVAL) == []
+    rig.ack(beat, node="node-3")
+    assert [one.labels.sender.node for one in rig.trials(Aspect.ARRIVAL)] == ["node-3"]
+
+
+def test_what_came_is_tried_at_the_deadline_if_no_answer_did():
+    rig = Rig()
+    rig.hear(rig.send(answered=False), FAR, intact=False)
+    rig.until(DEADLINE)
+    assert rig.failed(Aspect.ARRIVAL) == [Kind.CORRUPTED]
+
+
+def test_order_holds_within_a_channel_only():
+    rig = Rig()
+    first = rig.send(shape=Shape("canary:a"))
+    rig.until(1)
+    rig.hear(rig.send(shape=Shape("canary:b")), FAR)
+    rig.hear(first, FAR)
+    assert rig.trials(Aspect.ARRIVAL) == []
+
+
+# --- trials of the look-up -----------------------------------------------------------------------------------------
+
+
+def sample(rig: Rig) -> Heartbeat:
+    """The next heartbeat that is looked up although it is heard, heard by all at once."""
+    while (rig.sent + 1) % AUDIT_EACH:
+        rig.hear(rig.send(), *rig.receivers)
+    beat = rig.send()
+    rig.hear(beat, *rig.receivers)
+    return beat
+
+
+def told(rig: Rig) -> list[tuple[Kind | None, float]]:
+    return [(one.failed, one.at) for one in rig.trials(Aspect.LOOK)]
+
+
+def test_a_sample_settles_at_once_and_is_open_until_it_was_looked_up():
+    rig = Rig()
+    beat = sample(rig)
+    assert rig.verdicts(beat) == [Verdict.DELIVERED]
+    assert len(rig.records(beat)) == 1
+    assert rig.ledger.unsettled == 1
+    rig.until(60)
+    [question] = rig.questions()
+    assert (question.heartbeat, question.at, len(question.receivers)) == (beat, AUDIT_AFTER_S, 1)
+    assert told(rig) == [(None, AUDIT_AFTER_S + ANSWER_S)] * 2
+    assert rig.ledger.unsettled == 0
+    assert (len(rig.records(beat)), rig.verdicts(beat)) == (1, [Verdict.DELIVERED])
+
+
+def test_samples_are_looked_up_by_each_receiver_with_a_session_in_turn():
+    rig = Rig(receivers=(SENDER, FAR, AFAR))
+    for _ in range(6):
+        sample(rig)
+        rig.until(rig.now + 5)
+    asked = [question.receivers[0] for question in rig.questions()]
+    assert [asked.count(name) for name in rig.receivers] == [2, 2, 2]
+    assert len(set(asked[:3])) == 3
+    rig.detach(AFAR)
+    for _ in range(4):
+        sample(rig)
+        rig.until(rig.now + 5)
+    assert {question.receivers for question in rig.questions()[6:]} == {(SENDER,), (FAR,)}
+
+
+def test_two_senders_do_not_have_the_same_heartbeats_looked_up():
+    rig = Rig()
+    canaries = [canary(SENDER, True), canary(FAR, True)]
+    routes = [Route(one.name, other.name) for one in canaries for other in canaries]
+    rig.ledger = Ledger(canaries, routes, TIMES, SESSION_DOWN_S)
+    for name in (SENDER, FAR):
+        rig.attach(name, NODES[name])
+    for seq in range(2 * AUDIT_EACH):
+        for name in (SENDER, FAR):
+            beat = Heartbeat(HeartbeatId(f"e.{name}.{seq}"), name, "us-east", seq, rig.now, rig.now)
+            rig.tell(Sent(beat, rig.now))
+            rig.ack(beat)
+            rig.hear(beat, SENDER, FAR)
+        rig.until(rig.now + 1)
+    rig.until(60)
+    asked = [(question.heartbeat.sender, question.heartbeat.seq) for question in rig.questions()]
+    assert asked == [(FAR, 3), (SENDER, 4), (FAR, 8), (SENDER, 9)]
+    assert len(rig.trials(Aspect.LOOK)) == 8
+
+
+def test_a_look_up_is_tried_between_the_accepting_node_and_the_one_that_answered():
+    rig = Rig()
+    beat = sample(rig)
+    rig.until(AUDIT_AFTER_S)
+    rig.attach(FAR, "node-2", "good-2")
+    rig.tell(Looked(beat.id, Oracle.STORED, True, rig.now, rig.now, "node-2", FAR))
+    rig.tell(Looked(beat.id, Oracle.REPLAYED, True, rig.now, rig.now, "node-3", FAR))
+    known, unknown = rig.trials(Aspect.LOOK)
+    assert known.route == unknown.route == Route(SENDER, FAR)
+    assert known.labels.sender == End("us-east", "node-1", "good-1", SENDER)
+    assert known.labels.receiver == End("us-east", "node-2", "good-2", FAR)
+    assert unknown.labels.receiver == End("us-east", "node-3", "unknown", FAR)
+
+
+def test_a_store_that_shows_a_delivered_heartbeat_late_is_stale_and_the_record_says_so():
+    rig = Rig(store=False)
+    beat = sample(rig)
+    rig.until(AUDIT_AFTER_S + 0.5)
+    assert (Kind.STALE, AUDIT_AFTER_S + ANSWER_S) in told(rig)
+    rig.store = True
+    rig.until(60)
+    assert rig.failed(Aspect.LOOK).count(Kind.STALE) == 1
+    assert rig.failed(Aspect.LOOK).count(None) == 1
+    settled = rig.settled(beat)[-1]
+    assert (settled.verdict, settled.stored, settled.replayed) == (Verdict.DELIVERED, True, True)
+    assert (settled.reason, settled.upgrades) == ("arrived in time; late in the store", Verdict.DELIVERED)
+    assert len(rig.records(beat)) == 2
+    assert [look.found for look in rig.records(beat)[-1].looks] == [False, True, True]
+
+
+def test_a_delivered_heartbeat_that_is_never_stored_is_lost_when_the_audit_window_is_over():
+    rig = Rig(store=False, replay=False)
+    beat = sample(rig)
+    rig.until(60)
+    assert told(rig) == [
+        (Kind.STALE, AUDIT_AFTER_S + ANSWER_S),
+        (Kind.STALE, AUDIT_AFTER_S + ANSWER_S),
+        (Kind.LOST, PATIENCE + ANSWER_S),
+    ]
+    settled = rig.settled(beat)[-1]
+    assert (settled.verdict, settled.stored, settled.replayed) == (Verdict.DELIVERED, False, False)
+    assert settled.reason == "arrived in time; not in the store; not in the replay"
+    assert len(rig.records(beat)) == 2
+    times = [question.at for question in rig.questions()]
+    assert times == [*range(1, PATIENCE + 1)]
+
+
+def test_a_delivered_heartbeat_that_is_stored_and_never_replayed_is_unreplayed():
+    rig = Rig(replay=False)
+    beat = sample(rig)
+    rig.until(60)
+    assert rig.failed(Aspect.LOOK) == [None, Kind.STALE, Kind.UNREPLAYED]
+    assert rig.settled(beat)[-1].reason == "arrived in time; not in the replay"
+
+
+def test_of_the_missing_the_look_ups_are_trials_too():
+    rig = Rig(store=False, replay=False)
+    beat = rig.send()
+    rig.until(60)
+    assert rig.failed(Aspect.LOOK) == [Kind.STALE, Kind.STALE, Kind.LOST]
+    assert rig.trials(Aspect.LOOK)[-1].heartbeat == beat.id
+    assert len(rig.records(beat)) == 1
+
+
+def test_what_was_asked_about_and_then_arrives_is_looked_up_to_the_end():
+    rig = Rig(store=False)
+    beat = rig.send()
+    rig.until(3.5)
+    rig.hear(beat, *rig.receivers)
+    assert rig.verdicts(beat) == [Verdict.DELIVERED]
+    assert rig.ledger.unsettled == 1
+    rig.until(60)
+    assert rig.failed(Aspect.LOOK) == [Kind.STALE, None, Kind.LOST]
+    assert rig.settled(beat)[-1].reason == "arrived in time; not in the store"
+
+
+def test_no_answer_of_an_oracle_is_no_trial_and_ends_the_wait_for_it():
+    rig = Rig(store=None, replay=None)
+    beat = sample(rig)
+    rig.until(PATIENCE + LAST_ANSWER_S)
+    assert rig.trials(Aspect.LOOK) == []
+    assert rig.ledger.unsettled == 0
+    assert len(rig.records(beat)) == 1
+
+
+def test_a_no_asked_for_too_soon_after_the_acceptance_is_no_trial():
+    rig = Rig(store=None, replay=None)
+    beat = sample(rig)
+    rig.now = AUDIT_AFTER_S - 0.01
+    rig.look(beat, Oracle.STORED, False)
+    assert rig.trials(Aspect.LOOK) == []
+    rig.now = AUDIT_AFTER_S
+    rig.look(beat, Oracle.STORED, False)
+    assert rig.failed(Aspect.LOOK) == [Kind.STALE]
+
+
+def test_what_nobody_accepted_is_not_looked_up_as_a_sample_and_is_no_trial():
+    rig = Rig()
+    for _ in range(AUDIT_EACH - 1):
+        rig.hear(rig.send(), *rig.receivers)
+    beat = rig.send(answered=False)
+    rig.hear(beat, *rig.receivers)
+    rig.tell(Unanswered(beat.id, 0.1, "timed out"))
+    assert rig.ledger.unsettled == 0
+    rig.look(beat, Oracle.STORED, True)
+    rig.until(60)
+    assert rig.questions() == []
+    assert rig.trials(Aspect.LOOK) == []
+
+
+def test_an_answer_that_does_not_say_who_asked_is_no_trial():
+    rig = Rig(store=None, replay=None)
+    beat = sample(rig)
+    rig.until(AUDIT_AFTER_S)
+    rig.look(beat, Oracle.STORED, False, asker=CanaryName(""))
+    assert rig.trials(Aspect.LOOK) == []
+
+
+def test_a_stall_between_question_and_answer_voids_no_look_up():
+    rig = Rig(store=None, replay=None)
+    beat = sample(rig)
+    rig.until(AUDIT_AFTER_S)
+    rig.stall(3)
+    rig.look(beat, Oracle.STORED, False)
+    assert rig.failed(Aspect.LOOK) == [Kind.STALE]
+
+
+def test_a_sample_is_asked_about_elsewhere_when_its_asker_goes_away():
+    rig = Rig(store=None, replay=None)
+    sample(rig)
+    rig.until(AUDIT_AFTER_S)
+    [first] = rig.questions()[-1].receivers
+    rig.detach(first)
+    rig.until(AUDIT_AFTER_S + AUDIT_EVERY_S)
+    [second] = rig.questions()[-1].receivers
+    assert {first, second} == set(rig.receivers)
+    rig.detach(second)
+    asked = len(rig.questions())
+    rig.until(PATIENCE)
+    assert len(rig.questions()) == asked
+
+
+def test_a_sample_keeps_its_asker_while_it_is_there_whoever_else_comes():
+    rig = Rig(receivers=(SENDER, FAR, AFAR), store=None, replay=None)
+    rig.detach(SENDER)
+    sample(rig)
+    rig.until(AUDIT_AFTER_S)
+    rig.attach(SENDER, "node-1")
+    rig.until(3 * AUDIT_EVERY_S)
+    assert len({question.receivers for question in rig.questions()}) == 1
+
+
+def test_a_sample_that_is_missing_is_asked_for_there_and_overdue_no_sooner_than_any_other():
+    rig = Rig(receivers=(SENDER, FAR, AFAR), store=None, replay=None)
+    rig.sent = AUDIT_EACH - 1
+    beat = rig.send()
+    rig.until(3.5)
+    assert [len(question.receivers) for question in rig.questions()] == [1, 1, 3]
+    assert [(one.live, one.at) for one in rig.outcomes(beat)] == [(Live.EXPECTED, 0), (Live.OVERDUE, 3)]
+
+
+def test_a_no_that_comes_after_the_wait_for_it_is_a_trial_all_the_same_and_the_record_is_written_again():
+    rig = Rig(store=None, replay=None)
+    beat = sample(rig)
+    rig.until(60)
+    rig.look(beat, Oracle.STORED, False)
+    assert rig.failed(Aspect.LOOK) == [Kind.STALE, Kind.LOST]
+    assert rig.settled(beat)[-1].reason == "arrived in time; not in the store"
+    assert len(rig.records(beat)) == 2
+
+
+# --- trials of the session -----------------------------------------------------------------------------------------
+
+
+def sessions(rig: Rig, name: CanaryName = FAR) -> list[tuple[float, Kind | None]]:
+    return [(one.at, one.failed) for one in rig.trials(Aspect.SESSION) if one.route == Route(name, name)]
+
+
+def ends(rig: Rig, name: CanaryName = FAR) -> list[Trial]:
+    return [one for one in rig.trials(Aspect.SESSION) if one.failed and one.route == Route(name, name)]
+
+
+def test_a_session_is_tried_once_a_period_where_it_is():
+    rig = Rig(outsiders=(OUTSIDER,))
+    rig.until(3)
+    for name in (SENDER, FAR, OUTSIDER):
+        assert sessions(rig, name) == [(1, None), (2, None), (3, None)]
+    end = End("us-east", "node-2", "good-1", FAR)
+    [trial] = [one for one in rig.trials(Aspect.SESSION) if (one.at, one.route.sender) == (3, FAR)]
+    assert trial == Trial(Aspect.SESSION, None, Route(FAR, FAR), 3, 3, Labels("us-east", end, end))
+    assert sessions(rig, AFAR) == []
+
+
+def test_a_session_that_ends_fails_once_and_a_restart_of_its_node_takes_no_more():
+    rig = Rig()
+    rig.until(0.5)
+    rig.detach(FAR)
+    rig.until(10)
+    rig.attach(FAR, "node-3")
+    rig.until(12)
+    assert sessions(rig) == [(1, Kind.DETACHED), (11, None), (12, None)]
+    [failed] = ends(rig)
+    assert (failed.reason, failed.labels.sender.node, failed.violation) == (
+        "the node went away",
+        "node-2",
+        False,
+    )
+
+
+def test_a_session_that_came_back_within_the_period_has_ended_all_the_same():
+    rig = Rig()
+    rig.until(0.5)
+    rig.detach(FAR)
+    rig.attach(FAR, "node-2")
+    rig.until(2)
+    assert sessions(rig) == [(1, Kind.DETACHED), (2, None)]
+
+
+def test_a_renewed_session_has_not_ended():
+    rig = Rig()
+    rig.until(0.5)
+    rig.attach(FAR, "node-3")
+    rig.until(2)
+    assert sessions(rig) == [(1, None), (2, None)]
+
+
+def test_a_canary_without_a_session_for_too_long_fails_every_period_until_it_has_one():
+    rig = Rig()
+    rig.until(0.5)
+    rig.detach(FAR)
+    rig.until(10.6)
+    rig.detach(FAR, "connection refused")
+    rig.until(12)
+    rig.attach(FAR, "node-2")
+    rig.until(13)
+    assert sessions(rig) == [(1, Kind.DETACHED), (11, Kind.DETACHED), (12, Kind.DETACHED), (13, None)]
+    assert [one.reason for one in ends(rig)] == ["the node went away", *["connection refused"] * 2]
+
+
+def test_a_canary_that_never_had_a_session_is_down_at_an_unknown_node():
+    rig = Rig()
+    rig.detach(AFAR, "401 unauthorized")
+    rig.until(SESSION_DOWN_S + 1)
+    [trial] = ends(rig, AFAR)
+    assert trial.labels.sender == trial.labels.receiver == End("us-east", "unknown", "unknown", AFAR)
+    assert trial.reason == "401 unauthorized"
+
+
+def test_a_violation_is_told_as_one_and_outweighs_what_is_said_after_it():
+    rig = Rig()
+    rig.detach(FAR, "closed with 1000", violation=True)
+    rig.detach(FAR, "connection refused")
+    rig.detach(AFAR, "no hello", violation=True)
+    rig.until(2)
+    failed = [(one.reason, one.violation) for one in ends(rig) + ends(rig, AFAR)]
+    assert failed == [("closed with 1000", True), ("no hello", True)]
+
+
+def test_a_session_that_ends_in_a_stall_or_soon_after_died_of_it():
+    rig = Rig()
+    rig.until(0.5)
+    rig.stall(3)
+    rig.detach(FAR)
+    rig.attach(FAR, "node-2")
+    rig.until(5)
+    rig.detach(FAR)
+    rig.attach(FAR, "node-2")
+    rig.until(7)
+    assert sessions(rig) == [(3.5, None), (5, None), (7, None)]
+    rig.until(3.5 + AFTERMATH_S + 0.01)
+    rig.detach(FAR)
+    rig.until(14)
+    assert sessions(rig)[-1] == (14, Kind.DETACHED)
+
+
+def test_time_without_a_session_counts_from_the_last_stall():
+    rig = Rig()
+    rig.detach(FAR)
+    rig.until(9.5)
+    rig.stall(1)
+    rig.until(20)
+    assert sessions(rig) == [(1, Kind.DETACHED)]
+    rig.until(21)
+    assert sessions(rig) == [(1, Kind.DETACHED), (21, Kind.DETACHED)]
+
+
+def test_periods_that_were_slept_through_have_no_trials():
+    rig = Rig()
+    rig.until(1)
+    rig.stall(5.5)
+    rig.until(8)
+    assert sessions(rig) == [(1, None), (6.5, None), (7, None), (8, None)]
+
+
+# --- leaks ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_an_outsider_hears_was_leaked_and_the_record_names_it():
+    rig = Rig(outsiders=(OUTSIDER,))
+    beat = rig.send()
+    for _ in range(2):
+        rig.hear(beat, OUTSIDER)
+    rig.hear(beat, SENDER, FAR)
+    [trial] = rig.trials(Aspect.LEAK)
+    assert (trial.failed, trial.route) == (Kind.MISDELIVERED, Route(SENDER, OUTSIDER))
+    assert trial.labels.receiver == End("us-east", "node-3", "good-1", OUTSIDER)
+    assert trial.labels.sender == End("us-east", "node-1", "good-1", SENDER)
+    [record] = rig.records(beat)
+    assert record.leaks == (OUTSIDER,)
+    assert rig.settled(beat, OUTSIDER) == []
+
+
+def test_what_no_outsider_heard_when_it_closed_was_kept_to_its_channel():
+    rig = Rig(outsiders=(OUTSIDER,))
+    beat = rig.send()
+    rig.hear(beat, SENDER)
+    assert rig.trials(Aspect.LEAK) == []
+    rig.hear(beat, FAR)
+    assert rig.failed(Aspect.LEAK) == [None]
+    rig.until(60)
+    assert rig.failed(Aspect.LEAK) == [None]
+
+
+def test_an_outsider_without_a_session_and_a_refused_heartbeat_try_nothing():
+    rig = Rig(outsiders=(OUTSIDER,))
+    rig.tell(Refused(rig.send(answered=False).id, 0, "429"))
+    rig.detach(OUTSIDER)
+    rig.hear(rig.send(), SENDER, FAR)
+    assert rig.trials(Aspect.LEAK) == []
+
+
+def test_a_leak_after_the_record_is_written_writes_it_again():
+    rig = Rig(outsiders=(OUTSIDER,))
+    beat = rig.send()
+    rig.hear(beat, SENDER, FAR, OUTSIDER)
+    assert rig.failed(Aspect.LEAK) == [None, Kind.MISDELIVERED]
+    assert [record.leaks for record in rig.records(beat)] == [(), (OUTSIDER,)]
+
+
+def test_a_leak_before_the_answer_is_tried_with_the_node_that_accepted_it():
+    rig = Rig(outsiders=(OUTSIDER,))
+    beat = rig.send(answered=False)
+    rig.hear(beat, OUTSIDER)
+    assert rig.trials(Aspect.LEAK) == []
+    rig.ack(beat, node="node-2")
+    assert [one.labels.sender.node for one in rig.trials(Aspect.LEAK)] == ["node-2"]
+
+
 # --- restart -------------------------------------------------------------------------------------------------------
 
 
@@ -693,6 +1271,16 @@ def test_a_heartbeat_of_an_earlier_run_is_void_and_the_detector_never_hears_of_i
     assert rig.verdicts(beat) == [Verdict.VOID]
     assert rig.settled(beat)[0].reason == "the agent restarted"
     assert rig.lives(beat) == []
+
+
+def test_what_an_earlier_run_sent_is_no_trial_of_this_one():
+    rig = Rig(store=False, replay=False, outsiders=(OUTSIDER,))
+    beat = resumed(rig, due_at=-1)
+    for _ in range(2):
+        rig.hear(beat, FAR, OUTSIDER, intact=False)
+    rig.until(60)
+    assert {one.aspect for one in rig.findings if isinstance(one, Trial)} == {Aspect.SESSION}
+    assert rig.records(beat)[-1].leaks == (OUTSIDER,)
 
 
 def test_a_heartbeat_that_was_never_sent_before_the_agent_was_killed_is_void_and_not_rejected():
@@ -776,8 +1364,10 @@ def test_a_skipped_slot_and_facts_about_strangers_conclude_nothing():
     rig.tell(Skipped(SENDER, 1, 0, 0, "no session"))
     rig.tell(Received(stranger, FAR, 0, Stamp.USER, True))
     rig.tell(Acked(stranger, 0, "node-1", "good-1"))
+    assert rig.findings[before:] == []
     rig.hear(rig.send(), AFAR)
-    assert [one for one in rig.findings[before:] if not isinstance(one, Outcome)] == []
+    assert {type(one) for one in rig.findings[before:]} == {Outcome, Trial}
+    assert rig.failed(Aspect.SEND) == [None]
 
 
 def test_a_sender_without_a_route_is_a_fault_of_the_plan():
@@ -792,6 +1382,8 @@ def test_closed_heartbeats_are_remembered_up_to_a_bound_and_then_nobodys():
     first, *_ = beats = [rig.send() for _ in range(REMEMBERED_MAX + 1)]
     for beat in beats:
         rig.hear(beat, FAR)
+    rig.until(AUDIT_AFTER_S + ANSWER_S)  # the samples are looked up
+    assert rig.ledger.unsettled == 0
     told = len(rig.findings)
     rig.hear(first, FAR)
     assert len(rig.findings) == told
@@ -806,4 +1398,11 @@ def test_nothing_waits_for_ever_on_a_shard_that_answers_nothing():
         rig.send(answered=False)
     rig.until(5 + PATIENCE + LAST_ANSWER_S)
     assert rig.ledger.unsettled == 0
-    assert rig.ledger.next_deadline() is None
+    told = len(rig.findings)
+    rig.until(120)
+    assert {one.aspect for one in rig.findings[told:] if isinstance(one, Trial)} == {Aspect.SESSION}
+    assert all(isinstance(one, Trial) for one in rig.findings[told:])
+
+
+def test_a_ledger_that_has_heard_of_no_session_and_no_heartbeat_waits_for_nothing():
+    assert Ledger([canary(SENDER, True)], [], TIMES, SESSION_DOWN_S).next_deadline() is None
