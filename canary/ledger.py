@@ -61,6 +61,7 @@ from canary.events import (
     Unanswered,
     Verdict,
 )
+from canary.sessions import UNKNOWN, Presence, Sessions
 
 AUDIT_EACH = 5
 """Every so many of a sender's heartbeats is looked up although it was heard: 12 look-ups a minute at 1 Hz, well below
@@ -75,17 +76,8 @@ AUDIT_EVERY_S = 1.0
 LAST_ANSWER_S = 5.0
 """After the audit window: as long as a driver waits for an answer. What has not answered by then will not."""
 
-OLD_S = 60.0
-"""A session that has been up for so long is `old`."""
-
-AFTERMATH_S = 10.0
-"""A session that ends so soon after a stall of the agent has died of it: the shard waited in vain for a ping."""
-
 REMEMBERED_MAX = 4096
 """Closed heartbeats kept for late and double receipts: over ten minutes of six senders at 1 Hz, 10 MB at most."""
-
-UNKNOWN = "unknown"
-"""Node or build of an end that never said."""
 
 NOWHERE = End("", UNKNOWN, UNKNOWN)
 """Of a sender that today's plan does not have."""
@@ -119,23 +111,20 @@ class Ledger:
         heartbeats: Heartbeats,
         session_down_s: float,
     ) -> None:
-        self._presences = {canary.name: _Presence.of(canary) for canary in canaries}
+        self._sessions = Sessions(canaries, heartbeats.period_s, session_down_s)
+        self._presences = self._sessions.presences
         self._senders: dict[CanaryName, _Sender] = {}
         for route in routes:
             sender, receiver = self._presences[route.sender], self._presences[route.receiver]
             self._sender(sender).paths.append(_Path(route, receiver))
         self._timing = heartbeats
-        self._session_down_s = session_down_s
-        self._period_ends_at = inf
-        self._stalled_at = -inf
-        self._stalled_in_period = False
         self._files: dict[HeartbeatId, _File] = {}
         self._open: dict[HeartbeatId, _File] = {}
         self._finished: deque[HeartbeatId] = deque()
         self._due: list[tuple[float, HeartbeatId]] = []
         self._out: list[Finding] = []
 
-    def _sender(self, presence: "_Presence") -> "_Sender":
+    def _sender(self, presence: Presence) -> "_Sender":
         if presence.canary.name not in self._senders:
             leaks = [
                 _Path(Route(presence.canary.name, other.canary.name), other)
@@ -159,16 +148,17 @@ class Ledger:
             file = self._open.get(name)
             if file is not None and file.wake_at == wake_at:
                 self._step(file, now)
-        if self._period_ends_at <= now:
-            self._try_sessions(now)
+        if self._sessions.period_ends_at <= now:
+            out += self._sessions.advance(now)
         return out
 
     def next_deadline(self) -> float | None:
         while self._due and self._due[0][1] not in self._open:
             heappop(self._due)  # settled before its time
-        if self._due and self._due[0][0] < self._period_ends_at:
+        period_ends_at = self._sessions.period_ends_at
+        if self._due and self._due[0][0] < period_ends_at:
             return self._due[0][0]
-        return self._period_ends_at if self._period_ends_at < inf else None
+        return period_ends_at if period_ends_at < inf else None
 
     @property
     def unsettled(self) -> int:
@@ -189,11 +179,13 @@ class Ledger:
                     self._note(file, fact)
                     self._settle(file, fact.at)
             case Attached():
-                self._attach(fact)
-            case Detached():
-                self._detach(fact)
-            case Stalled():
-                self._stall(fact)
+                self._sessions.observe(fact)
+            case Detached(canary, at, reason):
+                self._sessions.observe(fact)
+                self._excuse_receiver(canary, at, reason)
+            case Stalled(at, _, reason):
+                self._sessions.observe(fact)
+                self._excuse_all(at, reason)
             case Resumed(heartbeat, at):
                 self._begin_again(heartbeat, at)
 
@@ -204,7 +196,7 @@ class Ledger:
             f"{heartbeat.sender} sends and nobody listens: the plan forbids it"
         )
         file = self._file(heartbeat, sent_at=at, began_at=max(at, heartbeat.due_at))
-        file.send_tried = at <= self._stalled_at
+        file.send_tried = at <= self._sessions.stalled_at
         for passage in file.passages.values():
             self._tell(file, passage, at)
             if passage.path.receiver.session is None:
@@ -279,7 +271,7 @@ class Ledger:
         elif self._decide(file, passage, fact.at):
             self._conclude(file, fact.at)
 
-    def _leak(self, file: "_File", outsider: "_Presence", at: float) -> None:
+    def _leak(self, file: "_File", outsider: Presence, at: float) -> None:
         if outsider.canary.name in file.leaks:
             return
         file.leaks += (outsider.canary.name,)
@@ -376,7 +368,7 @@ class Ledger:
             if flag in flags:
                 self._try(file, Aspect.ARRIVAL, kind, passage.path.route, passage.labels, at)
 
-    def _try_leak(self, file: "_File", outsider: "_Presence", at: float) -> None:
+    def _try_leak(self, file: "_File", outsider: Presence, at: float) -> None:
         if file.sender is not None:
             route = Route(file.heartbeat.sender, outsider.canary.name)
             self._try(file, Aspect.LEAK, Kind.MISDELIVERED, route, file.labels(outsider), at)
@@ -417,63 +409,17 @@ class Ledger:
             heartbeat = file.heartbeat
             self._out.append(Trial(aspect, failed, route, heartbeat.due_at, at, labels, heartbeat.id, reason))
 
-    # --- sessions --------------------------------------------------------------------------------------------------
-
-    def _attach(self, fact: Attached) -> None:
-        self._count_periods(fact.at)
-        if presence := self._presences.get(fact.canary):
-            presence.attach(fact)
-
-    def _detach(self, fact: Detached) -> None:
-        self._count_periods(fact.at)
-        if presence := self._presences.get(fact.canary):
-            presence.detach(fact)
-        for file in self._open.values():
-            if passage := file.passages.get(fact.canary):
-                self._excuse(file, passage, fact.at, Verdict.DETACHED, fact.reason)
-
-    def _count_periods(self, at: float) -> None:
-        """The first word of any session begins the first period."""
-        if self._period_ends_at == inf:
-            self._period_ends_at = at + self._timing.period_s
-            for presence in self._presences.values():
-                presence.absent_since = at
-
-    def _try_sessions(self, now: float) -> None:
-        """One trial of each canary's session for the period that has ended; periods that were slept through have none."""
-        while self._period_ends_at <= now:
-            due_at = self._period_ends_at
-            self._period_ends_at += self._timing.period_s
-        for presence in self._presences.values():
-            ended, presence.ended = presence.ended, None
-            if ended is None and presence.session is not None:
-                self._try_session(presence, None, None, due_at, now)
-            elif not self._stalled_in_period and self._is_down(presence, ended, now):
-                self._try_session(presence, Kind.DETACHED, ended or presence.detached, due_at, now)
-        self._stalled_in_period = False
-
-    def _is_down(self, presence: "_Presence", ended: Detached | None, now: float) -> bool:
-        """A session has ended, or there has been none for long; neither counts while it may be a stall's doing."""
-        if ended is not None:
-            return ended.at > self._stalled_at + AFTERMATH_S
-        return now - max(presence.absent_since, self._stalled_at) > self._session_down_s
-
-    def _try_session(
-        self, presence: "_Presence", failed: Kind | None, why: Detached | None, due_at: float, now: float
-    ) -> None:
-        labels = Labels(presence.canary.shard, presence.end, presence.end)
-        reason, violation = (why.reason, why.violation) if why else ("", False)
-        self._out.append(
-            Trial(Aspect.SESSION, failed, presence.route, due_at, now, labels, None, reason, violation)
-        )
-
     # --- excuses ---------------------------------------------------------------------------------------------------
 
-    def _stall(self, fact: Stalled) -> None:
-        self._stalled_at, self._stalled_in_period = max(fact.at, self._stalled_at), True
+    def _excuse_receiver(self, canary: CanaryName, at: float, reason: str) -> None:
+        for file in self._open.values():
+            if passage := file.passages.get(canary):
+                self._excuse(file, passage, at, Verdict.DETACHED, reason)
+
+    def _excuse_all(self, at: float, reason: str) -> None:
         for file in self._open.values():
             file.send_tried = True  # whatever comes of it
-            self._excuse_rest(file, fact.at, Verdict.VOID, fact.reason)
+            self._excuse_rest(file, at, Verdict.VOID, reason)
 
     def _excuse_rest(self, file: "_File", at: float, verdict: Verdict, reason: str) -> None:
         for passage in file.passages.values():
@@ -623,52 +569,11 @@ class Ledger:
                 del self._files[self._finished.popleft()]
 
 
-class _Presence(Struct, eq=False):
-    """A canary and how it stands with its session."""
-
-    canary: Canary
-    route: Route
-    end: End
-    """Where the session is or where the last one was."""
-    here: End
-    """Where the session is; without one, nowhere known."""
-    nowhere: End
-    session: Attached | None = None
-    old_from: float = inf
-    """A heartbeat that is sent then or later finds the session old."""
-    alive_at: float = -inf
-    absent_since: float = -inf
-    detached: Detached | None = None
-    """The last that was said of its going away, or of its failing to come."""
-    ended: Detached | None = None
-    """Why a session ended in this period; a violation outweighs an ordinary end."""
-
-    @classmethod
-    def of(cls, canary: Canary) -> "_Presence":
-        nowhere = End(canary.region, UNKNOWN, UNKNOWN, canary.name)
-        return cls(canary, Route(canary.name, canary.name), nowhere, nowhere, nowhere)
-
-    def attach(self, session: Attached) -> None:
-        """With a session already there it is a handover: the canary has renewed it, and nothing has ended."""
-        self.session, self.old_from = session, session.at + OLD_S
-        self.here = self.end = End(self.canary.region, session.node, session.build, self.canary.name)
-        self.alive_at = max(session.at, self.alive_at)
-
-    def detach(self, fact: Detached) -> None:
-        """A violation counts although no session came of it."""
-        self.detached = fact
-        if (self.session is not None or fact.violation) and not (self.ended and self.ended.violation):
-            self.ended = fact
-        if self.session is not None:
-            self.session, self.absent_since = None, fact.at
-            self.here, self.old_from = self.nowhere, inf
-
-
 class _Path(Struct, eq=False):
     """A route, and what came over it."""
 
     route: Route
-    receiver: _Presence
+    receiver: Presence
     newest_due_at: dict[str, float] = {}
     """By channel: a chat keeps the order within one, and promises nothing between two."""
 
@@ -682,7 +587,7 @@ class _Path(Struct, eq=False):
 
 
 class _Sender(Struct, eq=False):
-    presence: _Presence
+    presence: Presence
     place: int
     """Among the senders: two in a row do not have the same heartbeats looked up, nor at the same nodes."""
     leaks: list[_Path]
@@ -795,7 +700,7 @@ class _File(Struct, eq=False, gc=False):
             return False
         return look.found or look.began_at >= self.answered_at + AUDIT_AFTER_S
 
-    def labels(self, receiver: _Presence) -> Labels:
+    def labels(self, receiver: Presence) -> Labels:
         return Labels(
             self.heartbeat.shard,
             self.sender_end,

@@ -43,15 +43,14 @@ from canary.events import (
     Verdict,
 )
 from canary.ledger import (
-    AFTERMATH_S,
     AUDIT_AFTER_S,
     AUDIT_EACH,
     AUDIT_EVERY_S,
     LAST_ANSWER_S,
-    OLD_S,
     REMEMBERED_MAX,
     Ledger,
 )
+from canary.sessions import OLD_S
 
 TIMES = Heartbeats(period_s=1, deadline_s=5, pause_allowance_s=3, audit_window_s=10)
 SESSION_DOWN_S = 10.0
@@ -574,6 +573,7 @@ def test_a_receiver_without_a_session_is_not_expected_to_hear():
     rig.detach(FAR)
     beat = rig.send()
     assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
+    assert rig.outcomes(beat)[0].labels.receiver == End("us-east", "unknown", "unknown", FAR)
     rig.until(60)
     assert rig.verdicts(beat) == [Verdict.DETACHED]
     assert rig.settled(beat)[0].replayed is True
@@ -826,6 +826,15 @@ def test_what_came_before_the_answer_is_tried_with_the_node_that_accepted_it():
     assert [one.labels.sender.node for one in rig.trials(Aspect.ARRIVAL)] == ["node-3"]
 
 
+def test_a_second_copy_that_comes_before_the_answer_waits_for_it_too():
+    rig = Rig()
+    beat = rig.send(answered=False)
+    rig.hear(beat, FAR, FAR)
+    assert rig.trials(Aspect.ARRIVAL) == []
+    rig.ack(beat)
+    assert rig.failed(Aspect.ARRIVAL) == [Kind.DUPLICATED]
+
+
 def test_what_came_is_tried_at_the_deadline_if_no_answer_did():
     rig = Rig()
     rig.hear(rig.send(answered=False), FAR, intact=False)
@@ -835,11 +844,13 @@ def test_what_came_is_tried_at_the_deadline_if_no_answer_did():
 
 def test_order_holds_within_a_channel_only():
     rig = Rig()
-    first = rig.send(shape=Shape("canary:a"))
+    first, second = (rig.send(shape=Shape(channel)) for channel in ("canary:a", "canary:b"))
     rig.until(1)
     rig.hear(rig.send(shape=Shape("canary:b")), FAR)
     rig.hear(first, FAR)
     assert rig.trials(Aspect.ARRIVAL) == []
+    rig.hear(second, FAR)
+    assert rig.failed(Aspect.ARRIVAL) == [Kind.REORDERED]
 
 
 # --- trials of the look-up -----------------------------------------------------------------------------------------
@@ -904,6 +915,7 @@ def test_two_senders_do_not_have_the_same_heartbeats_looked_up():
     rig.until(60)
     asked = [(question.heartbeat.sender, question.heartbeat.seq) for question in rig.questions()]
     assert asked == [(FAR, 3), (SENDER, 4), (FAR, 8), (SENDER, 9)]
+    assert [question.receivers for question in rig.questions()] == [(FAR,), (SENDER,), (SENDER,), (FAR,)]
     assert len(rig.trials(Aspect.LOOK)) == 8
 
 
@@ -969,6 +981,19 @@ def test_of_the_missing_the_look_ups_are_trials_too():
     assert rig.failed(Aspect.LOOK) == [Kind.STALE, Kind.STALE, Kind.LOST]
     assert rig.trials(Aspect.LOOK)[-1].heartbeat == beat.id
     assert len(rig.records(beat)) == 1
+
+
+def test_the_last_no_is_tried_where_it_was_said_and_not_where_an_earlier_one_was():
+    rig = Rig(receivers=(SENDER, FAR, AFAR), store=None, replay=None)
+    beat = sample(rig)
+    rig.until(PATIENCE - 1)
+    rig.look(beat, Oracle.STORED, False, asker=FAR)
+    rig.until(PATIENCE)
+    rig.look(beat, Oracle.STORED, False, asker=AFAR)
+    assert [(one.failed, one.route.receiver) for one in rig.trials(Aspect.LOOK)] == [
+        (Kind.STALE, FAR),
+        (Kind.LOST, AFAR),
+    ]
 
 
 def test_what_was_asked_about_and_then_arrives_is_looked_up_to_the_end():
@@ -1078,127 +1103,32 @@ def test_a_no_that_comes_after_the_wait_for_it_is_a_trial_all_the_same_and_the_r
     assert len(rig.records(beat)) == 2
 
 
-# --- trials of the session -----------------------------------------------------------------------------------------
+# --- trials of the session: what they say is the business of the sessions -------------------------------------------
 
 
-def sessions(rig: Rig, name: CanaryName = FAR) -> list[tuple[float, Kind | None]]:
-    return [(one.at, one.failed) for one in rig.trials(Aspect.SESSION) if one.route == Route(name, name)]
-
-
-def ends(rig: Rig, name: CanaryName = FAR) -> list[Trial]:
-    return [one for one in rig.trials(Aspect.SESSION) if one.failed and one.route == Route(name, name)]
-
-
-def test_a_session_is_tried_once_a_period_where_it_is():
+def test_every_canarys_session_is_tried_each_period_beside_its_heartbeats():
     rig = Rig(outsiders=(OUTSIDER,))
-    rig.until(3)
-    for name in (SENDER, FAR, OUTSIDER):
-        assert sessions(rig, name) == [(1, None), (2, None), (3, None)]
-    end = End("us-east", "node-2", "good-1", FAR)
-    [trial] = [one for one in rig.trials(Aspect.SESSION) if (one.at, one.route.sender) == (3, FAR)]
-    assert trial == Trial(Aspect.SESSION, None, Route(FAR, FAR), 3, 3, Labels("us-east", end, end))
-    assert sessions(rig, AFAR) == []
-
-
-def test_a_session_that_ends_fails_once_and_a_restart_of_its_node_takes_no_more():
-    rig = Rig()
     rig.until(0.5)
     rig.detach(FAR)
-    rig.until(10)
-    rig.attach(FAR, "node-3")
-    rig.until(12)
-    assert sessions(rig) == [(1, Kind.DETACHED), (11, None), (12, None)]
-    [failed] = ends(rig)
-    assert (failed.reason, failed.labels.sender.node, failed.violation) == (
-        "the node went away",
-        "node-2",
-        False,
-    )
-
-
-def test_a_session_that_came_back_within_the_period_has_ended_all_the_same():
-    rig = Rig()
-    rig.until(0.5)
-    rig.detach(FAR)
-    rig.attach(FAR, "node-2")
+    beat = rig.send()
     rig.until(2)
-    assert sessions(rig) == [(1, Kind.DETACHED), (2, None)]
+    tried = [(one.route.sender, one.at, one.failed) for one in rig.trials(Aspect.SESSION)]
+    assert tried == [
+        (SENDER, 1, None),
+        (FAR, 1, Kind.DETACHED),
+        (OUTSIDER, 1, None),
+        (SENDER, 2, None),
+        (OUTSIDER, 2, None),
+    ]
+    assert rig.lives(beat) == [Live.EXPECTED, Live.EXCUSED]
 
 
-def test_a_renewed_session_has_not_ended():
+def test_a_stall_excuses_the_sessions_that_end_after_it():
     rig = Rig()
-    rig.until(0.5)
-    rig.attach(FAR, "node-3")
-    rig.until(2)
-    assert sessions(rig) == [(1, None), (2, None)]
-
-
-def test_a_canary_without_a_session_for_too_long_fails_every_period_until_it_has_one():
-    rig = Rig()
-    rig.until(0.5)
-    rig.detach(FAR)
-    rig.until(10.6)
-    rig.detach(FAR, "connection refused")
-    rig.until(12)
-    rig.attach(FAR, "node-2")
-    rig.until(13)
-    assert sessions(rig) == [(1, Kind.DETACHED), (11, Kind.DETACHED), (12, Kind.DETACHED), (13, None)]
-    assert [one.reason for one in ends(rig)] == ["the node went away", *["connection refused"] * 2]
-
-
-def test_a_canary_that_never_had_a_session_is_down_at_an_unknown_node():
-    rig = Rig()
-    rig.detach(AFAR, "401 unauthorized")
-    rig.until(SESSION_DOWN_S + 1)
-    [trial] = ends(rig, AFAR)
-    assert trial.labels.sender == trial.labels.receiver == End("us-east", "unknown", "unknown", AFAR)
-    assert trial.reason == "401 unauthorized"
-
-
-def test_a_violation_is_told_as_one_and_outweighs_what_is_said_after_it():
-    rig = Rig()
-    rig.detach(FAR, "closed with 1000", violation=True)
-    rig.detach(FAR, "connection refused")
-    rig.detach(AFAR, "no hello", violation=True)
-    rig.until(2)
-    failed = [(one.reason, one.violation) for one in ends(rig) + ends(rig, AFAR)]
-    assert failed == [("closed with 1000", True), ("no hello", True)]
-
-
-def test_a_session_that_ends_in_a_stall_or_soon_after_died_of_it():
-    rig = Rig()
-    rig.until(0.5)
     rig.stall(3)
     rig.detach(FAR)
-    rig.attach(FAR, "node-2")
     rig.until(5)
-    rig.detach(FAR)
-    rig.attach(FAR, "node-2")
-    rig.until(7)
-    assert sessions(rig) == [(3.5, None), (5, None), (7, None)]
-    rig.until(3.5 + AFTERMATH_S + 0.01)
-    rig.detach(FAR)
-    rig.until(14)
-    assert sessions(rig)[-1] == (14, Kind.DETACHED)
-
-
-def test_time_without_a_session_counts_from_the_last_stall():
-    rig = Rig()
-    rig.detach(FAR)
-    rig.until(9.5)
-    rig.stall(1)
-    rig.until(20)
-    assert sessions(rig) == [(1, Kind.DETACHED)]
-    rig.until(21)
-    assert sessions(rig) == [(1, Kind.DETACHED), (21, Kind.DETACHED)]
-
-
-def test_periods_that_were_slept_through_have_no_trials():
-    rig = Rig()
-    rig.until(1)
-    rig.stall(5.5)
-    rig.until(8)
-    assert sessions(rig) == [(1, None), (6.5, None), (7, None), (8, None)]
+    assert Kind.DETACHED not in rig.failed(Aspect.SESSION)
 
 
 # --- leaks ---------------------------------------------------------------------------------------------------------
