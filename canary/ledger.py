@@ -478,12 +478,14 @@ class Ledger:
             self._out.append(AuditDue(file.heartbeat, receivers, oracles, now))
 
     def _asker(self, file: "_File") -> tuple[CanaryName, ...]:
-        """One receiver for all questions about a heartbeat, another one for the sender's next sample."""
+        """One receiver for all questions about a heartbeat, another one for the sender's next sample. Each time all have had
+        their turn it moves by one, so that nobody meets the same of the rota every time."""
         if file.sender is None:
             return ()
         attached = [path.route.receiver for path in file.sender.paths if path.receiver.session is not None]
         if attached and file.asker not in attached:
-            file.asker = attached[(file.heartbeat.seq // AUDIT_EACH + file.sender.place) % len(attached)]
+            turn = file.heartbeat.seq // AUDIT_EACH + file.sender.place
+            file.asker = attached[(turn + turn // len(attached)) % len(attached)]
         return (file.asker,) if file.asker in attached else ()
 
     def _wake(self, file: "_File", at: float) -> None:
@@ -687,7 +689,12 @@ class _File(Struct, eq=False, gc=False):
 
     @property
     def is_sampled(self) -> bool:
-        return self.sender is not None and (self.heartbeat.seq + self.sender.place + 1) % AUDIT_EACH == 0
+        """One in so many, at a place that moves from one lot to the next: what heartbeats are like goes by a rota, and a
+        fixed place would see the same of it for ever."""
+        if self.sender is None:
+            return False
+        lot, place = divmod(self.heartbeat.seq, AUDIT_EACH)
+        return (place + lot + self.sender.place + 1) % AUDIT_EACH == 0
 
     @property
     def is_audited(self) -> bool:

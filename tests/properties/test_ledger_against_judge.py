@@ -775,7 +775,8 @@ def test_a_sample_of_what_was_accepted_is_looked_up_by_one_receiver_and_the_rest
 def the_sample_is_asked_for(jury: Jury, asked: list[tuple[Moment, AuditDue]]) -> None:
     heartbeat, answer = jury.heartbeat, jury.answered()
     place = SENDERS.index(heartbeat.sender)
-    sampled = heartbeat.seq % AUDIT_EACH == AUDIT_EACH - 1 - place
+    lot, within = heartbeat.seq // AUDIT_EACH, heartbeat.seq % AUDIT_EACH
+    sampled = within == (AUDIT_EACH - 1 - place - lot) % AUDIT_EACH
     acked = answer is not None and jury.acked_by(answer) is not None
     overdue_at = jury.began_at() + TIMES.pause_allowance_s
     early = [moment for moment, _ in asked if moment.at < overdue_at]
