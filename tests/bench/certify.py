@@ -471,6 +471,8 @@ def play_all(cases: Sequence[int], seed: int, console: Console) -> list[Certifie
             case, runs = futures[future]
             figures |= {(case, run): each for run, each in zip(runs, future.result(), strict=True)}
             progress.advance(task, len(runs))
+            if not console.is_terminal:
+                console.print(f"{len(figures)} runs; of {CASES[case].lines[0].text}: {len(runs)}")
     return [
         one
         for case in cases

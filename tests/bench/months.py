@@ -217,7 +217,7 @@ class Facts:
         self.month, self.detector = month, month.rig.detector
         names = sorted({name for route in month.routes for name in (route.sender, route.receiver)})
         canaries = [Canary(name, "us", "shard-0", "", name.startswith("s")) for name in names]
-        self.ledger = Ledger(canaries, month.routes, month.heartbeats)
+        self.ledger = Ledger(canaries, month.routes, month.heartbeats, Detection().session_down_s)
         self.agenda: list[tuple[float, int, Fact]] = []
         self.numbers = count()
         self.over_at = last + OVER_S

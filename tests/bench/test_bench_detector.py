@@ -11,25 +11,9 @@ import pytest
 
 from canary.config import Detection, Heartbeats
 from canary.detector import Detector
-from canary.events import (
-    Acked,
-    Attached,
-    Canary,
-    CanaryName,
-    Fact,
-    Finding,
-    Heartbeat,
-    HeartbeatId,
-    Live,
-    Outcome,
-    Received,
-    Route,
-    Sent,
-    Stamp,
-    Trial,
-)
-from canary.ledger import Ledger
+from canary.events import Fact, Live, Outcome, Route, Settled, Trial
 from canary.scope import explain
+from tests.bench.test_bench_ledger import FAR, NEAR, health, watched
 from tests.clockwork import TEN_SECONDS, Rig, grid
 from tests.places import Loss, cells, local_fanout, one_region_per_node, passages, rollout, shaped
 
@@ -117,63 +101,25 @@ def test_cost_of_a_start() -> None:
     assert spent < 1000
 
 
-class Judges:
-    """Ledger and detector of one shard in health, three senders heard by six; all findings are handed on as a watch
-    does."""
-
-    def __init__(self) -> None:
-        names = [CanaryName(f"c{number}") for number in range(6)]
-        canaries = [Canary(name, "us", "shard", "", name in names[:3]) for name in names]
-        routes = [Route(sender, receiver) for sender in names[:3] for receiver in names]
-        self.ledger = Ledger(canaries, routes, Heartbeats())
-        self.detector = Detector(Heartbeats(), Detection(), {"shard": routes})
-        self.names, self.arrived = names, 0
-        for name in names:
-            self.hand_on(self.ledger.observe(Attached(name, 0.0, "n1", "good-1", name)))
-
-    def hand_on(self, findings: list[Finding]) -> None:
-        for finding in findings:
-            if isinstance(finding, Outcome | Trial):
-                self.detector.observe(finding)
-                self.arrived += isinstance(finding, Outcome) and finding.live is Live.ARRIVED
-
-    def judge(self, facts: list[Fact]) -> None:
-        """In the order of time, each deadline when it comes."""
-        for fact in facts:
-            at = fact.at
-            while (due_at := self.next_deadline()) is not None and due_at <= at:
-                self.hand_on(self.ledger.advance(due_at))
-                self.detector.advance(due_at)
-            self.hand_on(self.ledger.observe(fact))
-
-    def next_deadline(self) -> float | None:
-        deadlines = (self.ledger.next_deadline(), self.detector.next_deadline())
-        return min((due_at for due_at in deadlines if due_at is not None), default=None)
-
-    def facts(self, second: int) -> list[Fact]:
-        told: list[Fact] = []
-        for number, sender in enumerate(self.names[:3]):
-            at = second + number / 3
-            heartbeat = Heartbeat(HeartbeatId(f"e.{sender}.{second}"), sender, "shard", second, at, at)
-            told += [Sent(heartbeat, at), Acked(heartbeat.id, at + 0.008, "n1", "good-1")]
-            told += [
-                Received(
-                    heartbeat.id, name, at + (0.009 if name in self.names[:3] else 0.115), Stamp.KERNEL, True
-                )
-                for name in self.names
-            ]
-        return told
-
-
 def test_cost_of_judgement() -> None:
-    """Ledger and detector, per verdict on one route; a machine that is busy with other things is slower."""
-    judges, spent = Judges(), list[float]()
-    seconds = iter(range(100_000))
-    for _ in range(runs(10, 60)):
-        facts = [fact for _ in range(100) for fact in judges.facts(next(seconds))]
-        before, began = judges.arrived, process_time()
-        judges.judge(facts)
-        spent.append((process_time() - began) / (judges.arrived - before))
-    assert judges.arrived == 18 * next(seconds)
-    show("a verdict on a route, ledger and detector", f"{1e6 * min(spent):.1f} us", "15 us")
-    assert min(spent) < (15e-6 if FULL else 60e-6)
+    """Ledger and detector together, all findings handed on as the watch does: three senders heard by six in health."""
+    facts = health(1000 if FULL else 100)
+    spent_us = 1e6 * min(judged(facts) for _ in range(10))
+    show("a settled verdict on a route, ledger and detector", f"{spent_us:.1f} us", "15 us")
+    assert spent_us < (15 if FULL else 60)
+
+
+def judged(facts: list[tuple[float, Fact]]) -> float:
+    """Seconds of this process per verdict, called as the owner of the watch calls."""
+    ledger, routes = watched(), [Route(one, other) for one in NEAR for other in NEAR + FAR]
+    detector, verdicts = Detector(Heartbeats(), Detection(), {"us-east": routes}), 0
+    began = process_time()
+    for at, fact in facts:
+        for finding in [*ledger.observe(fact), *ledger.advance(at)]:
+            if isinstance(finding, Outcome | Trial):
+                detector.observe(finding)
+            verdicts += isinstance(finding, Settled)
+        assert not detector.advance(at)
+        ledger.next_deadline()
+        detector.next_deadline()
+    return (process_time() - began) / verdicts
