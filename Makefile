@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.9
 
-.PHONY: help demo test slow check style types e2e catalogue sdk bench jaeger jaeger-run lock clean
+.PHONY: help demo test slow check style types e2e catalogue sdk bench certify jaeger jaeger-run lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -37,6 +37,9 @@ sdk: .venv/ready ## the official Stream Chat SDKs, unmodified, against the clust
 
 bench: .venv/ready ## measured figures beside their bars
 	@CANARY_BENCH=full $(BIN)/pytest -q -s -m bench
+
+certify: .venv/ready ## the acceptance bars of the detector, measured in full; one bar: make certify CASE=15 SEED=3
+	@$(BIN)/python -m tests.bench.certify $(if $(CASE),--case $(CASE)) $(if $(SEED),--seed $(SEED))
 
 jaeger: .venv/ready ## build and run the real Jaeger on loopback: http://127.0.0.1:16686
 	@$(BIN)/python tools/jaeger.py run

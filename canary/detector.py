@@ -258,7 +258,7 @@ _Evidence = dict[Kind, float]
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class Group:
     """Trials that a single fault may fail together; `members` of them at most in one slot."""
 
     names: tuple[str, ...]
@@ -267,9 +267,9 @@ class _Group:
     single: bool
 
 
-def _route_groups(routes: Sequence[Route]) -> list[_Group]:
+def _route_groups(routes: Sequence[Route]) -> list[Group]:
     """Each route; all of one sender, all of one receiver, all of the shard."""
-    groups = [_Group(("route", route.sender, route.receiver), (route,), 1, True) for route in routes]
+    groups = [Group(("route", route.sender, route.receiver), (route,), 1, True) for route in routes]
     candidates = [
         *((("sender", name), tuple(r for r in routes if r.sender == name)) for name in _senders(routes)),
         *(
@@ -282,14 +282,14 @@ def _route_groups(routes: Sequence[Route]) -> list[_Group]:
     for names, members in candidates:
         if len(members) > 1 and members not in seen:
             seen.add(members)
-            groups.append(_Group(names, members, len(members), False))
+            groups.append(Group(names, members, len(members), False))
     return groups
 
 
-def _end_groups(role: str, names: Sequence[str], each: int) -> list[_Group]:
+def _end_groups(role: str, names: Sequence[str], each: int) -> list[Group]:
     """Each of these canaries, and all of the shard; `each` trials of one canary in one slot."""
-    singles = [_Group((role, name), (), each, True) for name in names]
-    return [*singles, _Group(("shard",), (), each * len(names), False)] if len(names) > 1 else singles
+    singles = [Group((role, name), (), each, True) for name in names]
+    return [*singles, Group(("shard",), (), each * len(names), False)] if len(names) > 1 else singles
 
 
 def _senders(routes: Sequence[Route]) -> list[str]:
@@ -300,7 +300,7 @@ def _receivers(routes: Sequence[Route]) -> list[str]:
     return list(dict.fromkeys(route.receiver for route in routes))
 
 
-def _groups(aspect: Aspect, routes: Sequence[Route]) -> list[_Group]:
+def _groups(aspect: Aspect, routes: Sequence[Route]) -> list[Group]:
     senders, receivers = _senders(routes), _receivers(routes)
     match aspect:
         case Aspect.SEND:
@@ -329,7 +329,27 @@ def _names(aspect: Aspect, route: Route) -> tuple[tuple[str, ...], ...]:
             )
 
 
-def _weights(kind: Kind, groups: Mapping[str, list[_Group]]) -> tuple[float, float]:
+def budget(
+    kind: Kind, detection: Detection, routes: Mapping[str, Sequence[Route]]
+) -> dict[str, dict[Group, float]]:
+    """By shard: what is pooled to see this kind of failure, and the share that it has of the agent's budget."""
+    tolerated = _tolerated(kind, detection)
+    groups = {
+        name: [
+            group
+            for group in _groups(ASPECTS[kind], members)
+            if group.single or group.members * tolerated <= GROUP_LOSS_MAX
+        ]
+        for name, members in routes.items()
+    }
+    single, pooled = _weights(kind, groups)
+    return {
+        name: {group: single if group.single else pooled for group in chosen}
+        for name, chosen in groups.items()
+    }
+
+
+def _weights(kind: Kind, groups: Mapping[str, list[Group]]) -> tuple[float, float]:
     """Of each single and of each group, over the whole agent: half of the kind's weight lies on singles, half on
     groups, equal inside; all on singles where there is no group."""
     singles = sum(group.single for each in groups.values() for group in each)
@@ -346,19 +366,8 @@ def _shards(
 ) -> dict[str, "_Shard"]:
     streams: dict[str, dict[Kind, _Streams]] = {name: {} for name in routes}
     for kind in WEIGHTS:
-        tolerated = _tolerated(kind, detection)
-        groups = {
-            name: [
-                group
-                for group in _groups(ASPECTS[kind], members)
-                if group.single or group.members * tolerated <= GROUP_LOSS_MAX
-            ]
-            for name, members in routes.items()
-        }
-        single, pooled = _weights(kind, groups)
-        for name, chosen in groups.items():
-            weights = {group: single if group.single else pooled for group in chosen}
-            streams[name][kind] = _Streams(weights, tolerated)
+        for name, weights in budget(kind, detection, routes).items():
+            streams[name][kind] = _Streams(weights, _tolerated(kind, detection))
     return {
         name: _Shard(name, heartbeats, detection, members, streams[name]) for name, members in routes.items()
     }
@@ -600,7 +609,7 @@ class _Shard:
 class _Reading:
     """One stream at the moment of an alarm."""
 
-    group: _Group
+    group: Group
     weight: float
     score: float
     onset_at: float
@@ -637,7 +646,7 @@ class _Tally(Rounds):
 
 @dataclass(eq=False, slots=True)
 class _TrialStream:
-    group: _Group
+    group: Group
     weight: float
     stream: Stream
     slot: int = -1
@@ -648,7 +657,7 @@ class _Streams:
     """All streams of one kind of failure on one shard. Each begins with its first failure; until then it is as good as
     any that has been healthy for ever, and all of those together are one number."""
 
-    def __init__(self, weights: dict[_Group, float], tolerated: float) -> None:
+    def __init__(self, weights: dict[Group, float], tolerated: float) -> None:
         self.weights = weights
         self._groups = {group.names: group for group in weights}
         self._tolerated = tolerated
@@ -712,7 +721,7 @@ class _LiveStream:
     """Settled rounds are folded into the scores; the open ones are replayed on top of them whenever somebody asks, each
     with the surprise of its silence so far."""
 
-    def __init__(self, group: _Group, weight: float, good_rounds: Rounds) -> None:
+    def __init__(self, group: Group, weight: float, good_rounds: Rounds) -> None:
         self.weight = weight
         self._group = group
         self._stream = Stream(good_rounds, since=good_rounds.number)

@@ -81,12 +81,23 @@ def test_a_good_configuration_shows_the_plan_and_its_load(regions):
     assert "us-east 2 2 2 4 2 of 5 60 of 60" in flat(done.stdout)
 
 
+def test_a_good_configuration_shows_what_it_promises_before_anything_runs(regions):
+    shown = flat(on(regions(), "config").stdout)
+    # silence of one route: half a period, two more heartbeats, the pause allowance, and silence that weighs
+    assert "all 1.9 / 2.4 5.9 / 6.4" in shown
+    assert all(f"{share} " in shown for share in ("66%", "20%", "5%", "1%"))
+    assert "no more than one PAGE in 30 d and one SUSPECT in 1 h" in shown
+
+
 def test_the_plan_is_json_for_machines(regions):
     plan = on(regions(), "config", "--json").json
     members = [one["name"] for one in plan["canaries"] if one["member"]]
     assert members == ["us-east-at-us-east-1", "us-east-at-us-east-2"]
     assert len(plan["routes"]) == 4
     assert plan["loads"][0]["live_per_client_per_s"] == 2
+    assert plan["false_alarms"] == {"suspect_every_s": 3600, "page_every_s": 30 * 86400}
+    (promise,) = plan["promises"]
+    assert (promise["shards"], promise["routes"], len(promise["flagged"])) == (["us-east"], 4, 15)
 
 
 EVERY_MISTAKE = """\
