@@ -8,6 +8,7 @@ needs no play: the budget is proved, and stands in the configuration.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from math import ceil, log
 from random import Random
 from statistics import fmean
@@ -35,15 +36,13 @@ AGES_S = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.5, 2.0)
 """At which silence is weighed here, until it weighs enough; the detector does so more often."""
 
 
+@cache
 def _late() -> dict[float, float]:
     """At each of these ages, the probability that a usual heartbeat takes longer, as the detector would have learned it."""
     usual, silences = Random(0), Silences(prior=None)
     for _ in range(2000):
         silences.learn(usual.lognormvariate(*USUAL_LATENCY))
     return {age_s: silences.survival(age_s) for age_s in AGES_S}
-
-
-LATE = _late()
 
 
 class Reach(Enum):
@@ -201,7 +200,7 @@ class _Losses:
         Soon after a period the next heartbeat tells, or the deadline."""
         heartbeat = self._config.heartbeat
         latest_s = min(heartbeat.period_s + AGES_S[0] / 2, heartbeat.deadline_s - heartbeat.pause_allowance_s)
-        for age_s, late in LATE.items():
+        for age_s, late in _late().items():
             unsure = sum([self._unsure(group, scores, late) for group, scores in hit.items()])
             if age_s >= latest_s or unsure <= spare:
                 return min(age_s, latest_s)
