@@ -14,7 +14,7 @@ import trio
 from msgspec.structs import replace
 
 from canary.drivers.stream import Network, Sockets, open_driver
-from canary.events import CanaryName, Change, Event, Incident, IncidentChanged, IncidentId, Route
+from canary.events import CanaryName, Change, Event, Heartbeat, Incident, IncidentChanged, IncidentId, Route
 from canary.fleet import Fleet, run_fleet
 from canary.outputs.follower import trace_follower
 from canary.outputs.journal import Journal, open_journal, run_journal
@@ -77,7 +77,8 @@ async def run_agent(agent: Agent) -> dict[CanaryName, str]:
             random=agent.random,
             epoch=f"{round((agent.wall_offset_s + trio.current_time()) * 1000):x}",
             wall_offset_s=agent.wall_offset_s,
-            resumed=[left.heartbeat for left in journal.unsettled()] if journal else (),
+            network=agent.network,
+            resumed=_resumed(journal) if journal else (),
             beats=agent.beats,
             stop=agent.stop,
         )
@@ -95,6 +96,12 @@ def _watch(agent: Agent, journal: Journal | None) -> Watch:
     plan = agent.plan
     carried = _carried(agent, journal) if journal else []
     return Watch(plan.config, plan.canaries, plan.routes, agent.wall_offset_s, _incident_id, carried)
+
+
+def _resumed(journal: Journal) -> list[Heartbeat]:
+    """Where the clock was set back since, an earlier run's heartbeats seem to be due in time to come: nothing waits for that."""
+    now = trio.current_time()
+    return [replace(left.heartbeat, due_at=min(left.heartbeat.due_at, now)) for left in journal.unsettled()]
 
 
 def _carried(agent: Agent, journal: Journal) -> list[Incident]:

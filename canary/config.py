@@ -121,6 +121,16 @@ class Traces:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnHealth:
+    """How the agent tells its own trouble from the stack's."""
+
+    control: tuple[str, ...] = ()
+    """URLs that always answer and have nothing to do with the shards. Asked before a total silence is held against them."""
+    void_alarm_s: float = 60.0
+    """Own trouble that goes on for longer than this is an alarm of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     fleet: str
     heartbeat: Heartbeats
@@ -128,6 +138,7 @@ class Config:
     traces: Traces
     shards: tuple[Shard, ...]
     regions: tuple[Region, ...]
+    agent: OwnHealth = OwnHealth()
 
     def shard(self, name: str) -> Shard:
         return next(shard for shard in self.shards if shard.name == name)
@@ -194,6 +205,7 @@ def _config(top: "_Table") -> Config:
         traces=_traces(top.section("traces")),
         shards=shards,
         regions=regions,
+        agent=_agent(top.section("agent")),
     )
     top.close()
     _check_references(top, config)
@@ -240,6 +252,20 @@ def _traces(table: "_Table") -> Traces:
         table.problem("view", "must be a URL with one `{trace_id}` in it")
     table.close()
     return traces
+
+
+def _agent(table: "_Table") -> OwnHealth:
+    default = OwnHealth()
+    targets = table.texts("control", default.control)
+    for target in targets:
+        if "@" in target:
+            table.problem("control", "a URL must not carry credentials")
+        elif not _is_target(target):
+            problem = f'"{target}" is not a control target; write it like "https://example.com" or "tcp://10.0.0.1:53"'
+            table.problem("control", problem)
+    agent = OwnHealth(targets, table.duration("void_alarm", default.void_alarm_s))
+    table.close()
+    return agent
 
 
 def _region(table: "_Table") -> Region:
@@ -415,14 +441,20 @@ class _Table:
         return name
 
     def names(self, key: str) -> tuple[str, ...]:
-        values = self._take(key, list, "a list of names", None)
-        if not all(isinstance(value, str) for value in values):
-            self.problem(key, "must be a list of names")
-            return ()
+        values = self.texts(key, None, "a list of names")
         if self.values.get(key) == []:
             self.problem(key, "is empty")
         if len(set(values)) < len(values):
             self.problem(key, "names something twice")
+        return tuple(values)
+
+    def texts(
+        self, key: str, default: tuple[str, ...] | None, words: str = "a list of texts"
+    ) -> tuple[str, ...]:
+        values = self._take(key, list, words, None if default is None else list(default))
+        if not all(isinstance(value, str) for value in values):
+            self.problem(key, f"must be {words}")
+            return ()
         return tuple(values)
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
@@ -525,6 +557,17 @@ def _is_url(text: str) -> bool:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # brackets that do not close, a port above 65535
+        return False
+
+
+def _is_target(text: str) -> bool:
+    """It takes connections, and nothing is asked of it: for `tcp` a host and a port are all there is to say."""
+    if not text.startswith("tcp://"):
+        return _is_url(text)
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname and parts.port) and parts.netloc == text.removeprefix("tcp://")
+    except ValueError:
         return False
 
 

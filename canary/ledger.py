@@ -88,6 +88,9 @@ ARRIVED = Live.ARRIVED
 IN_TIME = (Verdict.DELIVERED, "arrived in time")
 """What nearly every heartbeat comes to; to look a member up in its class takes long enough to be worth a name."""
 
+OTHERS = (Verdict.DETACHED, Verdict.UNACKED)
+"""Excuses that lie with the shard or with the way to it."""
+
 WAITING = (Live.EXPECTED, Live.OVERDUE)
 """The live states that another one must follow."""
 
@@ -417,9 +420,13 @@ class Ledger:
                 self._excuse(file, passage, at, Verdict.DETACHED, reason)
 
     def _excuse_all(self, at: float, reason: str) -> None:
+        """What ended or was refused in these seconds may be our own doing as well, so this excuse goes before others."""
         for file in self._open.values():
             file.send_tried = True  # whatever comes of it
             self._excuse_rest(file, at, Verdict.VOID, reason)
+            for passage in file.passages.values():
+                if passage.excuse in OTHERS and not passage.settled and at <= file.deadline_at:
+                    passage.excuse, passage.excuse_reason = Verdict.VOID, reason
 
     def _excuse_rest(self, file: "_File", at: float, verdict: Verdict, reason: str) -> None:
         for passage in file.passages.values():
@@ -765,7 +772,9 @@ class _File(Struct, eq=False, gc=False):
 def _judge(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
     if passage.received_at is not None:
         return _judge_arrival(file, passage)
-    if file.refused:
+    if (
+        file.refused and passage.excuse is not Verdict.VOID
+    ):  # a stalled agent refuses itself: its waits run out
         return Verdict.REJECTED, file.answer
     if not file.deadline_passed or (file.open_oracles() and not file.expired):
         return None
@@ -775,6 +784,10 @@ def _judge(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
 def _judge_arrival(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
     if file.answered_at is None and not file.expired and passage.settled is None:
         return None  # the answer may yet name the accepting node
+    if (
+        passage.is_late and passage.excuse is Verdict.VOID and not file.resumed
+    ):  # perhaps it was we who sent it late
+        return Verdict.VOID, passage.excuse_reason
     if passage.is_late:
         return Verdict.LATE, "arrived after the deadline" + _blame(file)
     if file.node is None:

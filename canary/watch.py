@@ -1,10 +1,10 @@
-"""The facade over the judgement: ledger, detector and incidents behind three calls.
+"""The facade over the judgement: ledger, detector, incidents and the agent's own sight behind three calls.
 
     observe(fact)     what happened      -> every finding that follows, in order
     advance(now)      how late it is     -> every finding that follows, in order
     next_deadline()   when to call advance next
 
-Live run, rehearsal, replay of a journal and simulation in virtual time all use these three and nothing else. The three
+Live run, rehearsal, replay of a journal and simulation in virtual time all use these three and nothing else. The
 parts do not know each other; this module alone hands the findings of one to the next.
 """
 
@@ -25,10 +25,12 @@ from canary.events import (
     Outcome,
     Route,
     Settled,
+    Stalled,
     Trial,
 )
 from canary.incident import Incidents
 from canary.ledger import Ledger
+from canary.sight import Sight
 
 
 class Watch:
@@ -53,6 +55,7 @@ class Watch:
             config.heartbeat, config.detection, wall_offset_s=wall_offset_s, carried=carried, new_id=new_id
         )
         self._detector = Detector(config.heartbeat, config.detection, by_shard, paging=self._incidents.paging)
+        self._sight = Sight(config.agent.void_alarm_s)
 
     @property
     def unsettled(self) -> int:
@@ -63,12 +66,15 @@ class Watch:
         findings = self._spread(self._ledger.observe(fact))
         if isinstance(fact, Looked):
             findings += self._spread(self._incidents.observe(fact))
+        if isinstance(fact, Stalled):
+            findings += self._sight.observe(fact)
         return findings
 
     def advance(self, now: float) -> list[Finding]:
         findings = self._spread(self._ledger.advance(now))
         findings += self._spread(self._detector.advance(now))
         findings += self._spread(self._incidents.advance(now))
+        findings += self._sight.advance(now)
         return findings
 
     def next_deadline(self) -> float | None:
@@ -76,6 +82,7 @@ class Watch:
             self._ledger.next_deadline(),
             self._detector.next_deadline(),
             self._incidents.next_deadline(),
+            self._sight.next_deadline(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 

@@ -81,20 +81,26 @@ def _contradicts(verdict: Verdict, handed: bool) -> bool:
 Timeline = Callable[[Simulation], Awaitable[None]]
 
 
-def simulate(timeline: Timeline, seed: int = 1, config: Config | None = None, resume: int = 0) -> Simulation:
+def simulate(
+    timeline: Timeline,
+    seed: int = 1,
+    config: Config | None = None,
+    resume: int = 0,
+    network: type[MemoryNetwork] = MemoryNetwork,
+) -> Simulation:
     """Run the fleet of `config` against a good network until `timeline` returns, then settle.
 
     `resume` heartbeats of an earlier run, which nobody ever stored, are left to settle.
     """
     clock = MockClock(autojump_threshold=0)
-    return trio.run(_simulate, timeline, seed, config or demo_config(), resume, clock, clock=clock)
+    return trio.run(_simulate, timeline, seed, config or demo_config(), resume, network, clock, clock=clock)
 
 
 async def _simulate(
-    timeline: Timeline, seed: int, config: Config, resume: int, clock: MockClock
+    timeline: Timeline, seed: int, config: Config, resume: int, make: type[MemoryNetwork], clock: MockClock
 ) -> Simulation:
     async with trio.open_nursery() as nursery:
-        network = MemoryNetwork(config.shards, seed, nursery)
+        network = make(config.shards, seed, nursery)
         plan = make_plan(config, Random(seed))
         simulation = Simulation(network, plan, trio.Event(), clock.jump)
         nursery.start_soon(_play, timeline, simulation)
@@ -128,7 +134,16 @@ async def fleet_on(
         nursery.start_soon(_record, receive, simulation.events)
         left = [_left_open(plan, number, offset_s) for number in range(resume)]
         fleet = Fleet(
-            plan, drivers, watch, [send], random, f"e{seed}", offset_s, resumed=left, stop=simulation.stop
+            plan,
+            drivers,
+            watch,
+            [send],
+            random,
+            f"e{seed}",
+            offset_s,
+            network,
+            resumed=left,
+            stop=simulation.stop,
         )
         await run_fleet(fleet)
 

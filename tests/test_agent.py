@@ -35,8 +35,10 @@ PAGED_S = 12.0
 """Long enough for a faulty node to be paged, with heartbeats in the air."""
 
 
-async def run(journal: Path, config: Config, network: MemoryNetwork, for_s: float) -> list[Event]:
-    """One run of an agent, cut off at the end without a word, as by kill -9."""
+async def run(
+    journal: Path, config: Config, network: MemoryNetwork, for_s: float, ahead_s: float = 0.0
+) -> list[Event]:
+    """One run of an agent, cut off at the end without a word, as by kill -9; its clock may be ahead."""
     events: list[Event] = []
 
     async def record(channel: trio.MemoryReceiveChannel[Event]) -> None:
@@ -46,7 +48,7 @@ async def run(journal: Path, config: Config, network: MemoryNetwork, for_s: floa
     agent = Agent(
         plan=make_plan(config, Random(1)),
         random=Random(1),
-        wall_offset_s=network.wall() - trio.current_time(),
+        wall_offset_s=network.wall() + ahead_s - trio.current_time(),
         say=print,
         journal=journal,
         traces=False,
@@ -162,3 +164,25 @@ def only(shard: str) -> Config:
         shards=tuple(one for one in config.shards if one.name == shard),
         regions=tuple(dataclasses.replace(region, watches=(shard,)) for region in config.regions),
     )
+
+
+def test_heartbeats_of_a_run_whose_clock_was_ahead_are_settled_now_and_not_in_an_hour(tmp_path):
+    journal = tmp_path / "journal.sqlite"
+
+    async def main() -> tuple[list[Event], float]:
+        async with trio.open_nursery() as nursery:
+            config = only("us-east")
+            network = MemoryNetwork(config.shards, 1, nursery)
+            network.nodes["us-east-1"].build = LOCAL_FANOUT
+            await run(journal, config, network, for_s=4.0, ahead_s=3600.0)
+            began_at = trio.current_time()
+            after = await run(journal, config, network, for_s=25.0)
+            nursery.cancel_scope.cancel()
+        return after, began_at
+
+    after, began_at = trio.run(main, clock=MockClock(autojump_threshold=0.002))
+    left = [event.heartbeat for event in after if isinstance(event, Resumed)]
+    closed = {event.heartbeat.id for event in after if isinstance(event, Closed)}
+    assert left
+    assert all(heartbeat.due_at <= began_at + 1.0 for heartbeat in left)
+    assert {heartbeat.id for heartbeat in left} <= closed

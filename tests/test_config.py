@@ -15,6 +15,7 @@ from canary.config import (
     ConfigError,
     Detection,
     Heartbeats,
+    OwnHealth,
     Secret,
     Traces,
     parse,
@@ -80,6 +81,7 @@ def test_what_is_not_said_has_its_default():
     config = read(SMALL)
     assert (config.fleet, config.heartbeat, config.detection) == ("canary", Heartbeats(), Detection())
     assert config.traces == Traces()
+    assert config.agent == OwnHealth((), 60.0)
     assert config.shard("east").region == "east"
     assert config.region("east").watches == ("east",)
 
@@ -126,6 +128,33 @@ def test_a_front_door_gives_as_many_entries_as_canaries_are_asked_for():
         ("east-door-2", "https://chat.example.com"),
     ]
     assert len(read(text.replace("canaries = 2\n", "")).shard("east").entries) == 3
+
+
+def test_the_agents_own_health_has_control_targets_and_an_alarm():
+    said = 'control = ["https://example.com", "tcp://10.0.0.1:53"]\nvoid_alarm = "2m"\n'
+    config = read(f"[agent]\n{said}{SMALL}")
+    assert config.agent == OwnHealth(("https://example.com", "tcp://10.0.0.1:53"), 120.0)
+
+
+@pytest.mark.parametrize(
+    ("control", "error"),
+    [
+        ('"https://example.com"', "must be a list of texts"),
+        ("[1]", "must be a list of texts"),
+        ('["example.com"]', '"example.com" is not a control target; write it like "https://example.com" or'),
+        ('["tcp://10.0.0.1"]', '"tcp://10.0.0.1" is not a control target'),
+        ('["tcp://10.0.0.1:99999"]', "is not a control target"),
+        ('["tcp://10.0.0.1:53/path"]', "is not a control target"),
+        ('["https://user:secret@example.com"]', "a URL must not carry credentials"),
+    ],
+)
+def test_a_control_target_is_something_that_takes_connections(control: str, error: str):
+    with pytest.raises(ConfigError) as wrong:
+        read(f"[agent]\ncontrol = {control}\n{SMALL}")
+    (problem,) = wrong.value.problems
+    assert (problem.path, problem.line) == ("agent.control", 2)
+    assert error in problem.text
+    assert "secret" not in problem.text
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,11 @@ ARROWS = {
     "incident": {"events", "config", "scope"},
     "promise": {"config", "detector", "events", "evidence", "normal", "plan"},
     "gate": {"events", "config"},
-    "watch": {"events", "config", "ledger", "detector", "incident"},
+    "sight": {"events"},
+    "selfcheck": {"events"},
+    "watch": {"events", "config", "ledger", "detector", "incident", "sight"},
     "drivers": {"events", "config", "wire"},
-    "fleet": {"events", "plan", "watch", "drivers", "wire"},
+    "fleet": {"events", "plan", "watch", "drivers", "wire", "selfcheck"},
     "outputs": {"events", "gate"},
     "agent": {"events", "plan", "watch", "drivers", "fleet", "outputs"},
     "rehearsal": {"events", "config", "plan", "agent"},
@@ -61,6 +63,8 @@ PURE = {
     "incident",
     "promise",
     "gate",
+    "sight",
+    "selfcheck",
     "watch",
 }
 WIRING = {"agent", "__init__", "__main__"}

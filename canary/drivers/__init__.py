@@ -13,18 +13,20 @@ said by its errors:
      +- SendRefused             definite: the shard did not accept the heartbeat
      +- SendUnanswered          indefinite: nobody knows whether it did
      +- LookFailed              an oracle gave no answer
+     +- OwnFault                this machine could not even try: most likely our own fault, `part` says what failed
 """
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from canary.events import Canary, Heartbeat, HeartbeatId, Stamp
 
 
 class DriverError(Exception):
-    """The chat's fault or the network's."""
+    """The chat's fault or the network's, unless it is an OwnFault."""
 
     def __init__(self, reason: str, *, violation: bool = False) -> None:
         super().__init__(reason)
@@ -65,6 +67,27 @@ class SendUnanswered(DriverError):
 
 class LookFailed(DriverError):
     """The oracle gave no answer."""
+
+
+class Part(Enum):
+    """What failed between a canary and the chat, where that may have been on our side."""
+
+    MACHINE = "machine"
+    """This machine and nothing else can be the cause: no file descriptor, no memory, no port, its own firewall."""
+    ROUTE = "route"
+    """No way to there: ours as a rule, but a shard whose whole network is gone looks the same."""
+    RESOLVER = "resolver"
+    """The name could not be looked up: ours as a rule, but a shard whose name servers are gone looks the same."""
+    HOST = "host"
+    """The last stretch to the host: the shard's as a rule, but a gateway of ours that is gone looks the same."""
+
+
+class OwnFault(DriverError):
+    """This machine could not do what was asked of it, so nothing was sent; perhaps it says nothing about the chat."""
+
+    def __init__(self, reason: str, part: Part) -> None:
+        super().__init__(reason)
+        self.part = part
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +139,17 @@ class Driver(Protocol):
     """Speaks to one shard for all canaries of it. Lives as long as its `opened` scope."""
 
     async def prepare(self, canaries: Sequence[Canary]) -> None:
-        """Make users and channels exist, with those canaries in them that are members. Idempotent. Raises AttachError."""
+        """Make users and channels exist, with those canaries in them that are members. Idempotent. Raises AttachError
+        or OwnFault."""
         ...
 
     def attach(self, canary: Canary) -> AbstractAsyncContextManager[Session]:
         """A session from hello and confirmed watch to the end of the block; an outsider watches nothing. A canary may have
-        two at a time. Raises AttachError on entry."""
+        two at a time. Raises AttachError or OwnFault on entry."""
         ...
 
     async def send(self, canary: Canary, heartbeat: Heartbeat) -> Accepted:
-        """Send once, on the heartbeat's channel. Raises SendRefused or SendUnanswered."""
+        """Send once, on the heartbeat's channel. Raises SendRefused, SendUnanswered or OwnFault."""
         ...
 
     async def stored(self, asker: Canary, heartbeats: Sequence[Heartbeat]) -> Found:
@@ -144,6 +168,8 @@ __all__ = [
     "DriverError",
     "Found",
     "LookFailed",
+    "OwnFault",
+    "Part",
     "Receipt",
     "SendRefused",
     "SendUnanswered",

@@ -25,7 +25,13 @@ READ_BYTES = 65536
 AGE_NS_MAX = 10 * 1_000_000_000
 """A stamp older than this is a stepped clock, not a wait: bytes that our loop left lying for longer than a session's
 own liveness deadline are not worth a date."""
+STEP_NS_MAX = 50 * 1_000_000
+"""Between two reads of a stream the wall clock may drift from ours by less: what is slewed moves a thousandth of that,
+and a stamp that is off by as much would not move a verdict."""
 TLS_HEADER_BYTES = 5
+
+Control = list[tuple[int, int, bytes]]
+"""Messages that the kernel hands over beside the bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class ArrivalStream(trio.abc.HalfCloseableStream):
 
     A stream without a kernel socket (in memory, or on a platform without such stamps) is dated when the read returns,
     and so are the first reads after a machine's first socket asks for stamps: the kernel turns them on a little later.
+    A read over which the wall clock was set is dated when it returns too: the stamp may be of the old time.
     With `tls`, a read that ended several TLS records is COALESCED: the frames in it come out one by one above us.
     Without, whoever takes frames off the stream sees for himself which of them share a read.
     """
@@ -51,6 +58,7 @@ class ArrivalStream(trio.abc.HalfCloseableStream):
         self._stream = stream
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) and _stamped(stream) else None
         self._records = _TlsRecords() if tls else None
+        self._offset_ns = time.time_ns() - round(trio.current_time() * 1e9)
         self.arrival = Arrival(0, trio.current_time(), Stamp.USER)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -61,11 +69,18 @@ class ArrivalStream(trio.abc.HalfCloseableStream):
                 Stamp.USER,
             )
         else:
-            data, at, stamp = await _receive(self._socket, max_bytes or READ_BYTES)
+            data, control = await _receive(self._socket, max_bytes or READ_BYTES)
+            at, stamp = self._dated(control, trio.current_time(), time.time_ns())
         if self._records is not None and self._records.feed(data) > 1 and stamp is Stamp.KERNEL:
             stamp = Stamp.COALESCED
         self.arrival = Arrival(self.arrival.read + 1, at, stamp)
         return data
+
+    def _dated(self, control: Control, now_at: float, now_ns: int) -> tuple[float, Stamp]:
+        was_ns, self._offset_ns = self._offset_ns, now_ns - round(now_at * 1e9)
+        if abs(self._offset_ns - was_ns) > STEP_NS_MAX:
+            return now_at, Stamp.USER
+        return date(control, now_at, now_ns)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -90,18 +105,18 @@ def _stamped(stream: trio.SocketStream) -> bool:
     return True
 
 
-async def _receive(sock: trio.socket.SocketType, max_bytes: int) -> tuple[bytes, float, Stamp]:
-    """As SocketStream.receive_some, with the stamp. Raises what a trio stream raises."""
+async def _receive(sock: trio.socket.SocketType, max_bytes: int) -> tuple[bytes, Control]:
+    """As SocketStream.receive_some, with what the kernel says beside. Raises what a trio stream raises."""
     try:
         data, control, _flags, _address = await sock.recvmsg(max_bytes, CONTROL_BYTES)
     except OSError as error:
         if error.errno in (errno.EBADF, errno.ENOTSOCK):
             raise trio.ClosedResourceError("this stream was closed") from None
         raise trio.BrokenResourceError(f"reading failed: {error}") from error
-    return data, *date(control, trio.current_time(), time.time_ns())
+    return data, control
 
 
-def date(control: list[tuple[int, int, bytes]], now_at: float, now_ns: int) -> tuple[float, Stamp]:
+def date(control: Control, now_at: float, now_ns: int) -> tuple[float, Stamp]:
     """Turn the kernel's stamp, which is on the wall clock, into a time on the clock of `now_at`.
 
     `now_at` and `now_ns` are both clocks read at the same moment. Without a plausible stamp (none, from the future,

@@ -8,6 +8,7 @@ nobody knows, and that is SendUnanswered.
 """
 
 import logging
+import socket
 import ssl
 import time
 from collections import deque
@@ -52,12 +53,17 @@ from canary.drivers import (
     WrongProtocol,
 )
 from canary.drivers.arrival import Arrival, ArrivalStream
+from canary.drivers.blame import own_fault
 from canary.events import Canary, Heartbeat, HeartbeatId, Stamp
 
 AGENT = f"canary-fleet/{package.__version__} (synthetic heartbeats)"
 
-DIAL_S = 5.0
+CONNECT_S = 3.5
 """To a TCP connection. A lost SYN is sent again after 1 s and after 3 s: two of them may be lost."""
+RESOLVE_S = 1.0
+"""When no connection came, for the resolver to show that it answers."""
+DIAL_S = 5.0
+"""For both, with some room."""
 HELLO_S = 5.0
 """From TCP to the end of the websocket handshake, and again from there to the hello."""
 CALL_S = 5.0
@@ -116,16 +122,42 @@ class Sockets:
         self._tls = tls or ssl.create_default_context()
 
     async def dial(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
-        return await trio.open_tcp_stream(host, port)
+        with trio.move_on_after(CONNECT_S):
+            return await trio.open_tcp_stream(host, port)
+        await _check_resolver(host)
+        raise TimeoutError(f"no connection within {CONNECT_S:g} s")
 
     def transport(self) -> httpx.AsyncBaseTransport:
-        return httpx.AsyncHTTPTransport(verify=self._tls, limits=httpx.Limits(keepalive_expiry=IDLE_S))
+        return _Transport(verify=self._tls, limits=httpx.Limits(keepalive_expiry=IDLE_S))
 
     def tls(self) -> ssl.SSLContext:
         return self._tls
 
     def wall(self) -> float:
         return time.time()
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """Tells a resolver that says nothing from a host that says nothing."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.extensions["timeout"] = {**request.extensions["timeout"], "connect": CONNECT_S}
+        try:
+            return await super().handle_async_request(request)
+        except httpx.ConnectTimeout as late:
+            try:
+                await _check_resolver(request.url.host)
+            except OSError as error:
+                raise httpx.ConnectError(str(error), request=request) from error
+            raise late
+
+
+async def _check_resolver(host: str) -> None:
+    """Raises socket.gaierror where the name does not resolve now; an address always does."""
+    with trio.move_on_after(RESOLVE_S):
+        await trio.socket.getaddrinfo(host, None)
+        return
+    raise socket.gaierror(socket.EAI_AGAIN, "the resolver does not answer")
 
 
 @asynccontextmanager
@@ -156,7 +188,7 @@ class StreamDriver:
             await client.aclose()
 
     async def prepare(self, canaries: Sequence[Canary]) -> None:
-        """Make users and channels exist, through the first address that answers. Raises AttachError."""
+        """Make users and channels exist, through the first address that answers. Raises AttachError or OwnFault."""
         doors = list({canary.url: canary for canary in canaries}.values())
         for door in doors:
             try:
@@ -178,23 +210,27 @@ class StreamDriver:
 
     @asynccontextmanager
     async def attach(self, canary: Canary) -> AsyncIterator["StreamSession"]:
-        """A session from hello and confirmed watch to the end of the block. Raises AttachError on entry.
+        """A session from hello and confirmed watch to the end of the block. Raises AttachError or OwnFault on entry.
 
         An outsider has its hello: the websocket is registered with the node then, which is all that a leak needs.
         """
         async with AsyncExitStack() as stack:
-            websocket = await self._connect(stack, canary)
-            hello = await _hello(websocket, canary.url, self._shard)
-            query = {"watch": True, "state": False, "presence": False}
-            asked = {"user_id": canary.name, "connection_id": hello}
-            for channel in self._shard.channels if canary.member else ():
-                await self._attach_call(
-                    canary, f"{_path(channel)}/query", query, asked, self._tokens.user(canary.name)
-                )
+            try:
+                websocket = await self._connect(stack, canary)
+                hello = await _hello(websocket, canary.url, self._shard)
+                query = {"watch": True, "state": False, "presence": False}
+                asked = {"user_id": canary.name, "connection_id": hello}
+                for channel in self._shard.channels if canary.member else ():
+                    await self._attach_call(
+                        canary, f"{_path(channel)}/query", query, asked, self._tokens.user(canary.name)
+                    )
+            except Unauthorized:
+                self._tokens.doubt_clock()
+                raise
             yield StreamSession(websocket, hello, f"{canary.name}--{hello}", self._fleet)
 
     async def send(self, canary: Canary, heartbeat: Heartbeat) -> Accepted:
-        """Send once. Raises SendRefused or SendUnanswered."""
+        """Send once. Raises SendRefused, SendUnanswered or OwnFault."""
         body = {
             "message": wire.encode(heartbeat, self._fleet, self._period_s),
             "skip_push": True,
@@ -214,7 +250,8 @@ class StreamDriver:
                 response = await self._client(canary).send(request)
                 at = trio.current_time()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise SendRefused(f"no connection to {canary.url}: {_said(error)}") from error
+            refused = SendRefused(f"no connection to {canary.url}: {_said(error)}")
+            raise own_fault(error) or refused from error
         except httpx.RequestError as error:
             raise SendUnanswered(f"the connection broke before an answer came: {_said(error)}") from error
         except trio.TooSlowError:
@@ -259,7 +296,7 @@ class StreamDriver:
         return heartbeat.shape.channel or self._shard.channel
 
     async def _connect(self, stack: AsyncExitStack, canary: Canary) -> "DatedConnection":
-        """A websocket that lasts as long as `stack`. Raises AttachError."""
+        """A websocket that lasts as long as `stack`. Raises AttachError or OwnFault."""
         stream = await self._dial(canary.url)
         secure = canary.url.startswith("https:")
         opening = connect(
@@ -297,7 +334,7 @@ class StreamDriver:
             with trio.fail_after(DIAL_S):
                 return await self._network.dial(parts.hostname, port)
         except OSError as error:
-            raise Unreachable(f"nothing answers at {url}: {_said(error)}") from error
+            raise own_fault(error) or Unreachable(f"nothing answers at {url}: {_said(error)}") from error
         except trio.TooSlowError:
             raise Unreachable(f"nothing answers at {url} within {DIAL_S:g} s") from None
 
@@ -348,13 +385,13 @@ class StreamDriver:
         query: Mapping[str, str] | None = None,
         token: str | None = None,
     ) -> None:
-        """A call that must succeed before there is a session. Raises AttachError."""
+        """A call that must succeed before there is a session. Raises AttachError or OwnFault."""
         request = self._request(canary, "POST", path, token or self._tokens.server(), query or {}, body)
         try:
             with trio.fail_after(CALL_S):
                 response = await self._client(canary).send(request)
         except (httpx.RequestError, trio.TooSlowError) as error:
-            raise _no_answer(error, f"{canary.url}{path}") from error
+            raise own_fault(error) or _no_answer(error, f"{canary.url}{path}") from error
         if not response.is_success or not _is_object(response.content):
             raise _refused_attach(response.status_code, response.content, f"{canary.url}{path}", self._shard)
 
@@ -738,11 +775,17 @@ def _said(error: BaseException) -> str:
 
 
 class _Tokens:
-    """Mints tokens here and keeps them until half their life is over."""
+    """Mints tokens here and keeps them until half their life is over.
+
+    They are dated by the clock that this run began with: a wall clock that is set wrong while the agent runs does no
+    harm. If the shard then refuses one, the machine's clock may have been set right, or a suspended machine has slept
+    through an hour that the monotonic clock does not know: `doubt_clock` tries the other of the two.
+    """
 
     def __init__(self, secret: str, network: Network) -> None:
         self._secret = secret
         self._network = network
+        self._offset_s = self._first_offset_s = self._machine_offset_s()
         self._kept: dict[str, tuple[str, float]] = {}
 
     def user(self, name: str) -> str:
@@ -752,8 +795,16 @@ class _Tokens:
         """Not bound to a user; the shard does not count its calls. No canary has the empty name."""
         return self._token("", {"server": True})
 
+    def doubt_clock(self) -> None:
+        began_with = self._offset_s == self._first_offset_s
+        self._offset_s = self._machine_offset_s() if began_with else self._first_offset_s
+        self._kept.clear()
+
+    def _machine_offset_s(self) -> float:
+        return self._network.wall() - trio.current_time()
+
     def _token(self, key: str, claims: Mapping[str, Any]) -> str:
-        now = self._network.wall()
+        now = trio.current_time() + self._offset_s
         token, renew_at = self._kept.get(key, ("", now))
         if now >= renew_at:
             times = {"iat": int(now - TOKEN_SKEW_S), "exp": int(now + TOKEN_LIFE_S)}

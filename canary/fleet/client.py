@@ -8,7 +8,15 @@ from random import Random
 
 import trio
 
-from canary.drivers import Driver, DriverError, SendRefused, SendUnanswered, Session, SessionEnded
+from canary.drivers import (
+    Driver,
+    DriverError,
+    OwnFault,
+    SendRefused,
+    SendUnanswered,
+    Session,
+    SessionEnded,
+)
 from canary.events import (
     Acked,
     Alive,
@@ -28,6 +36,8 @@ from canary.plan import shape_of
 from canary.wire import heartbeat_id
 
 Tell = Callable[[Fact], Awaitable[None]]
+Admit = Callable[[OwnFault], Awaitable[bool]]
+"""Says whether a fault is this agent's own, and has told so then."""
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 2.0
 """Reconnecting: soon after a node's restart, and never long blind after a long one; a handful of canaries is no storm.
@@ -69,7 +79,9 @@ class Timetable:
 class Client:
     """`keep_session` and `keep_beating` run side by side for as long as the canary lives."""
 
-    def __init__(self, canary: Canary, driver: Driver, tell: Tell, random: Random, renew_s: float) -> None:
+    def __init__(
+        self, canary: Canary, driver: Driver, tell: Tell, admit: Admit, random: Random, renew_s: float
+    ) -> None:
         self.canary = canary
         self.driver = driver
         self.trouble: str | None = None
@@ -77,6 +89,7 @@ class Client:
         self.probing = False
         """Beat as often as the timetable's `probes` allow."""
         self._tell = tell
+        self._admit = admit
         self._random = random
         self._renew_s = renew_s
         self._session: Session | None = None
@@ -111,6 +124,8 @@ class Client:
                     await sessions.start(self._hold)
                     backoff_s = BACKOFF_FIRST_S
                 except DriverError as error:
+                    if isinstance(error, OwnFault):
+                        await self._admit(error)
                     if self._session is None:
                         await self.leave(error)
                 with trio.move_on_at(renew_at) as until_renewal:
@@ -170,6 +185,10 @@ class Client:
         await self._tell(Sent(heartbeat, trio.current_time()))
         try:
             accepted = await self.driver.send(self.canary, heartbeat)
+        except OwnFault as fault:
+            # Nothing was sent. If it is our own fault, that excuses the heartbeat: no answer of the shard is to be told.
+            if not await self._admit(fault):
+                await self._tell(Refused(heartbeat.id, trio.current_time(), str(fault)))
         except SendRefused as error:
             await self._tell(Refused(heartbeat.id, trio.current_time(), str(error)))
         except SendUnanswered as error:

@@ -1,16 +1,22 @@
 """The owner of the watch, and the nursery in which a fleet lives and ends."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
 import trio
 
-from canary.drivers import AttachError, Driver, Unauthorized, WrongProtocol
-from canary.events import Alarm, AuditDue, CanaryName, Event, Fact, Heartbeat, Resumed, Stalled, Tier
+from canary.drivers import AttachError, Driver, OwnFault, Unauthorized, WrongProtocol
+from canary.drivers.stream import Network
+from canary.events import Alarm, AuditDue, CanaryName, Event, Fact, Heartbeat, Resumed, Tier
 from canary.fleet.auditor import keep_auditing
 from canary.fleet.client import BACKOFF_FIRST_S, BACKOFF_MAX_S, Client, Timetable
+from canary.fleet.control import Control
 from canary.plan import Plan
+from canary.selfcheck import TICK_S, Reading, SelfCheck
 from canary.watch import Watch
 
 FACTS_MAX = 10_000
@@ -18,12 +24,6 @@ FACTS_MAX = 10_000
 
 AUDITS_MAX = 1_000
 """Questions waiting for one shard's auditor; the ledger repeats what does not fit."""
-
-TICK_S = 0.25
-"""The owner wakes at least this often, so that it can tell its own stalls."""
-
-STALL_S = 1.0
-"""Woken this much later than asked for, the agent was blind: the pause allowance covers what is shorter."""
 
 ATTACH_PATIENCE_S = 5.0
 """The timetable starts when every canary is attached, or after this long with those that are."""
@@ -42,6 +42,8 @@ class Fleet:
     """Tells this run's heartbeats from those of every other run."""
     wall_offset_s: float
     """Wall time = `at` + this."""
+    network: Network
+    """The one that the drivers use: its clock and the way to the control targets."""
     resumed: Sequence[Heartbeat] = ()
     """What an earlier run left open, with due times on this run's clock."""
     beats: int | None = None
@@ -73,9 +75,17 @@ async def _live(
     tell: trio.MemorySendChannel[Fact],
     facts: trio.MemoryReceiveChannel[Fact],
 ) -> dict[CanaryName, str]:
-    renew_s = fleet.plan.config.heartbeat.renew_s
+    config = fleet.plan.config
+    control = Control(config.agent.control, fleet.network.dial, tell.send)
     clients = [
-        Client(canary, fleet.drivers[canary.shard], tell.send, Random(fleet.random.random()), renew_s)
+        Client(
+            canary,
+            fleet.drivers[canary.shard],
+            tell.send,
+            control.admit,
+            Random(fleet.random.random()),
+            config.heartbeat.renew_s,
+        )
         for canary in fleet.plan.canaries
     ]
     auditors: dict[str, trio.MemorySendChannel[AuditDue]] = {}
@@ -84,9 +94,10 @@ async def _live(
         here.sort(key=lambda client: not client.canary.sends)  # the first prepares the shard: from near by
         auditors[shard], due = trio.open_memory_channel[AuditDue](AUDITS_MAX)
         nursery.start_soon(keep_auditing, driver, here, due, tell.send)
-        nursery.start_soon(_serve, driver, here, nursery)
+        nursery.start_soon(_serve, driver, here, control, nursery)
     owner = _Owner(fleet, facts, auditors, clients)
     nursery.start_soon(owner.run)
+    nursery.start_soon(control.keep_asking, owner.check)
     for heartbeat in fleet.resumed:
         await tell.send(Resumed(heartbeat, trio.current_time()))
     await _wait_attached(clients)
@@ -96,7 +107,7 @@ async def _live(
     return troubles
 
 
-async def _serve(driver: Driver, clients: Sequence[Client], nursery: trio.Nursery) -> None:
+async def _serve(driver: Driver, clients: Sequence[Client], control: Control, nursery: trio.Nursery) -> None:
     """Make users and channels exist, then start the canaries. A shard that is down is waited for, not given up."""
     backoff_s = BACKOFF_FIRST_S
     while True:
@@ -105,7 +116,9 @@ async def _serve(driver: Driver, clients: Sequence[Client], nursery: trio.Nurser
             break
         except (Unauthorized, WrongProtocol):
             raise
-        except AttachError as error:
+        except (AttachError, OwnFault) as error:
+            if isinstance(error, OwnFault):
+                await control.admit(error)
             for client in clients:
                 await client.leave(error)
         await trio.sleep(backoff_s)
@@ -142,7 +155,7 @@ async def _beat(fleet: Fleet, clients: Iterable[Client]) -> None:
 
 
 class _Owner:
-    """The only task that holds the watch: receive, feed, hand on."""
+    """The only task that holds the watch: receive, feed, hand on. It looks after itself at every pass."""
 
     def __init__(
         self,
@@ -156,41 +169,54 @@ class _Owner:
         self._facts = facts
         self._auditors = auditors
         self._clients = clients
+        self._clocks = _Clocks(fleet.network)
+        self.check = SelfCheck(self._clocks.read())
         self._settled = trio.Event()
         self._ending = False
 
     async def run(self) -> None:
-        while True:
-            tick_at = trio.current_time() + TICK_S
-            deadline = self._watch.next_deadline()
-            wake_at = tick_at if deadline is None else min(deadline, tick_at)
-            fact = None
-            with trio.move_on_at(wake_at):
-                fact = await self._facts.receive()
-            lag_s = trio.current_time() - wake_at
-            if lag_s > STALL_S:
-                await self._observe(Stalled(trio.current_time(), lag_s))
-            if fact is not None:
-                await self._observe(fact)
-            await self._catch_up()
-            await self._hand_on(self._watch.advance(trio.current_time()))
-            if self._ending and not self._watch.unsettled:
-                self._settled.set()
+        with self._clocks.timing_garbage():
+            while True:
+                tick_at = self.check.looked_at + TICK_S
+                deadline = self._watch.next_deadline()
+                fact = None
+                with trio.move_on_at(tick_at if deadline is None else min(deadline, tick_at)):
+                    fact = await self._facts.receive()
+                await self._look()
+                if fact is not None:
+                    await self._observe(fact)
+                if await self._catch_up() or fact or deadline is None or deadline <= self.check.looked_at:
+                    await self._advance()
 
     async def wait_settled(self) -> None:
         """Return when every fact is judged and every heartbeat settled."""
         self._ending = True
         await self._settled.wait()
 
-    async def _catch_up(self) -> None:
-        """All facts there are, before time is judged."""
+    async def _catch_up(self) -> bool:
+        """All facts there are, before time is judged. Returns whether there were any."""
+        found = False
         while True:
             try:
-                await self._observe(self._facts.receive_nowait())
+                fact = self._facts.receive_nowait()
             except trio.WouldBlock:
-                return
+                return found
+            await self._look()  # wherever the process stood still, that goes before what was made of it
+            await self._observe(fact)
+            found = True
+
+    async def _look(self) -> None:
+        for stalled in self.check.look(self._clocks.read()):
+            await self._observe(stalled)
+
+    async def _advance(self) -> None:
+        await self._look()
+        await self._hand_on(self._watch.advance(trio.current_time()))
+        if self._ending and not self._watch.unsettled:
+            self._settled.set()
 
     async def _observe(self, fact: Fact) -> None:
+        self.check.hear(fact)
         await self._hand_on([fact, *self._watch.observe(fact)])
 
     async def _hand_on(self, events: Iterable[Event]) -> None:
@@ -212,3 +238,38 @@ class _Owner:
             self._auditors[question.heartbeat.shard].send_nowait(question)
         except trio.WouldBlock:
             return  # the ledger repeats it
+
+
+class _Clocks:
+    """Reads every clock there is, that of the garbage collection among them."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._garbage_s = 0.0
+        self._collecting_since: float | None = None
+
+    def read(self) -> Reading:
+        now = time.perf_counter()
+        begun_s = now - (
+            self._collecting_since or now
+        )  # a finaliser of another thread's collection may let us run
+        return Reading(
+            at=trio.current_time(),
+            wall=self._network.wall(),
+            cpu_s=time.process_time(),
+            gc_s=self._garbage_s + begun_s,
+        )
+
+    @contextmanager
+    def timing_garbage(self) -> Iterator[None]:
+        gc.callbacks.append(self._collect)
+        try:
+            yield
+        finally:
+            gc.callbacks.remove(self._collect)
+
+    def _collect(self, phase: str, _: dict[str, int]) -> None:
+        now = time.perf_counter()
+        if self._collecting_since is not None:
+            self._garbage_s += now - self._collecting_since
+        self._collecting_since = now if phase == "start" else None

@@ -89,6 +89,23 @@ async def test_a_read_is_dated_by_its_arrival_however_late_we_read():
             assert before - 0.001 < stream.arrival.at < after + 0.05
 
 
+@pytest.mark.parametrize("step_s", [3.0, -3.0, 3600.0])
+async def test_a_read_over_which_the_clock_was_set_is_dated_by_the_users_clock(monkeypatch, step_s):
+    far, near = await loopback()
+    with far:
+        async with ArrivalStream(near) as stream:
+            far.sendall(b"1")
+            await stream.receive_some()
+            assert stream.arrival.stamp is Stamp.KERNEL
+            true_ns = time.time_ns
+            monkeypatch.setattr(time, "time_ns", lambda: true_ns() + round(step_s * 1e9))
+            far.sendall(b"2")
+            before = trio.current_time()
+            await stream.receive_some()
+            assert stream.arrival.stamp is Stamp.USER
+            assert stream.arrival.at >= before
+
+
 async def test_each_read_has_its_number_and_its_date():
     far, near = await loopback()
     with far:

@@ -3,6 +3,7 @@
 A test that takes `autojump_clock` runs in virtual time; the others wait for sockets, or for nothing.
 """
 
+import errno
 import json
 import ssl
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +21,8 @@ from canary.drivers import (
     AttachError,
     Driver,
     LookFailed,
+    OwnFault,
+    Part,
     SendRefused,
     SendUnanswered,
     SessionEnded,
@@ -34,6 +37,7 @@ from canary.drivers.stream import (
     CALL_S,
     CHECK_EVERY_S,
     SILENT_CHECKS_MAX,
+    TOKEN_LIFE_S,
     Sockets,
     open_driver,
 )
@@ -761,3 +765,131 @@ async def test_an_answer_that_cannot_be_unpacked_is_no_answer(odd, odd_driver, c
 class Garbled(httpx.AsyncByteStream):
     async def __aiter__(self):
         yield b"this is not gzip"
+
+
+# --- our own faults -----------------------------------------------------------------------------------------------
+
+
+def unreachable(wrapper: type[Exception]) -> Exception:
+    error = wrapper("all attempts to connect failed")
+    error.__cause__ = OSError(errno.ENETUNREACH, "Network is unreachable")
+    return error
+
+
+async def test_a_machine_that_cannot_even_try_says_so_whatever_was_asked(
+    odd, odd_driver, canary, beat, autojump_clock
+):
+    def respond(request):
+        raise unreachable(httpx.ConnectError)
+
+    odd.rest = respond
+    for ask in (odd_driver.send(canary, beat(canary)), odd_driver.prepare([canary])):
+        with pytest.raises(OwnFault, match="Network is unreachable"):
+            await ask
+    with pytest.raises(OwnFault):
+        async with odd_driver.attach(canary):
+            raise AssertionError("the watch cannot have been confirmed")
+    with pytest.raises(LookFailed):  # a question without an answer, whoever's fault it is
+        await odd_driver.stored(canary, [beat(canary)])
+
+
+async def test_a_dial_that_cannot_even_be_tried_is_our_own_fault(shard, canary, network, autojump_clock):
+    class Cut:
+        transport, tls, wall = network.transport, network.tls, network.wall
+
+        async def dial(self, host, port):
+            raise unreachable(OSError)
+
+    async with open_driver(shard, "drill", 1.0, Cut()) as driver:
+        with pytest.raises(OwnFault) as fault:
+            async with driver.attach(canary):
+                raise AssertionError("there is no way to it")
+    assert fault.value.part is Part.ROUTE
+
+
+@pytest.fixture
+def dead_resolver(monkeypatch):
+    """Names are asked for and no answer ever comes."""
+
+    async def getaddrinfo(*_: object, **__: object):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("trio._highlevel_open_tcp_stream.getaddrinfo", getaddrinfo)
+
+
+async def test_a_resolver_that_says_nothing_is_not_the_host_that_says_nothing(
+    dead_resolver, shard, beat, autojump_clock
+):
+    there = Canary(CanaryName("c"), "r", "s", "http://chat.invalid:8800", sends=True)
+    async with open_driver(shard, "drill", 1.0, Sockets()) as driver:
+        with pytest.raises(OwnFault, match="names do not resolve") as sending:
+            await driver.send(there, beat(there))
+        with pytest.raises(OwnFault, match="names do not resolve") as attaching:
+            async with driver.attach(there):
+                raise AssertionError("nobody is there")
+    assert sending.value.part is attaching.value.part is Part.RESOLVER
+
+
+async def test_a_host_that_says_nothing_is_not_our_fault(monkeypatch, shard, beat, autojump_clock):
+    async def connect(*_: object, **__: object):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", connect)
+    there = Canary(CanaryName("c"), "r", "s", "http://127.0.0.1:8800", sends=True)
+    async with open_driver(shard, "drill", 1.0, Sockets()) as driver:
+        with pytest.raises(SendRefused, match="no connection to"):
+            await driver.send(there, beat(there))
+        assert isinstance(await refusal(driver, there), Unreachable)
+
+
+class SetClock:
+    """A machine whose wall clock is wrong by so much, and may be set."""
+
+    def __init__(self, network, wrong_s: float) -> None:
+        self.dial, self.transport, self.tls = network.dial, network.transport, network.tls
+        self._wall = network.wall
+        self.wrong_s = wrong_s
+
+    def wall(self) -> float:
+        return self._wall() + self.wrong_s
+
+
+async def attached(driver, canary) -> bool:
+    try:
+        async with driver.attach(canary):
+            return True
+    except Unauthorized:
+        return False
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
+async def test_a_clock_that_is_set_wrong_later_does_not_spoil_the_tokens(
+    network, shard, canaries, step_s, autojump_clock
+):
+    clock = SetClock(network, 0.0)
+    async with open_driver(shard, "drill", 1.0, clock) as driver:
+        await driver.prepare(canaries)
+        clock.wrong_s = step_s
+        await trio.sleep(TOKEN_LIFE_S)  # every token is a new one by then
+        assert [await attached(driver, canary) for canary in canaries] == [True, True, True]
+
+
+@pytest.mark.parametrize("wrong_s", [-7200.0, 7200.0])
+async def test_a_clock_that_is_set_right_later_needs_no_restart(
+    network, shard, canary, wrong_s, autojump_clock
+):
+    clock = SetClock(network, wrong_s)
+    async with open_driver(shard, "drill", 1.0, clock) as driver:
+        assert not await attached(driver, canary)
+        clock.wrong_s = 0.0
+        assert [await attached(driver, canary) for _ in range(3)] == [False, True, True]
+
+
+async def test_of_two_clocks_the_one_that_the_shard_believes_is_used(network, shard, canary, autojump_clock):
+    """The machine's clock is wrong by now, and the shard refused a token for reasons of its own."""
+    clock = SetClock(network, 0.0)
+    async with open_driver(shard, "drill", 1.0, clock) as driver:
+        clock.wrong_s = 7200.0
+        driver._tokens.doubt_clock()
+        assert [await attached(driver, canary) for _ in range(3)] == [False, True, True]

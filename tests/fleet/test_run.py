@@ -1,22 +1,25 @@
 """The owner and the nursery: what a fleet does as a whole, in virtual time."""
 
+import errno
 import itertools
 from collections import Counter
 from dataclasses import replace
 from random import Random
 
+import httpx
 import pytest
 import trio
 from trio.testing import MockClock
 
 from canary.config import Config, Secret
-from canary.drivers import LookFailed, Unauthorized
+from canary.drivers import LookFailed, OwnFault, Unauthorized
 from canary.drivers.memory import GOOD, Build, MemoryNetwork
 from canary.drivers.stream import open_driver
 from canary.events import (
     Alarm,
     Attached,
     AuditDue,
+    Blind,
     Canary,
     Detached,
     Flag,
@@ -25,6 +28,7 @@ from canary.events import (
     Looked,
     Oracle,
     Received,
+    Refused,
     Resumed,
     Sent,
     Shape,
@@ -396,6 +400,9 @@ async def auditing(nursery):
     async def tell(fact: object) -> None:
         pass
 
+    async def admit(fault: OwnFault) -> bool:
+        raise AssertionError("this machine is well")
+
     async with open_driver(shard, "drill", 1.0, network) as driver:
         await driver.prepare(canaries)
 
@@ -403,7 +410,7 @@ async def auditing(nursery):
             receivers: list[list[str]], away: tuple[str, ...] = (), stuck: str = "", for_s: float = 1
         ):
             desks = Desks(stuck)
-            clients = [Client(canary, driver, tell, Random(1), 100.0) for canary in canaries]
+            clients = [Client(canary, driver, tell, admit, Random(1), 100.0) for canary in canaries]
             async with trio.open_nursery() as lives:
                 for client in clients:
                     if client.canary.name not in away:
@@ -499,3 +506,96 @@ def test_a_shard_at_its_limits_is_not_probed():
     for sender in simulation.plan.phase_s:
         due = [event.heartbeat.due_at for event in simulation.of(Sent) if event.heartbeat.sender == sender]
         assert all(after - before > 0.99 for before, after in itertools.pairwise(due))
+
+
+# --- our own faults -------------------------------------------------------------------------------------------------
+
+
+class Failing(MemoryNetwork):
+    """This machine's sockets fail as `errors` says, from the moment it says it."""
+
+    error: OSError | None = None
+
+    async def dial(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        if self.error is not None:
+            raise self.error
+        return await super().dial(host, port)
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        return FailingTransport(self, super().transport())
+
+
+class FailingTransport(httpx.AsyncBaseTransport):
+    def __init__(self, network: Failing, inner: httpx.AsyncBaseTransport) -> None:
+        self.network = network
+        self.inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.network.error is not None:
+            raise httpx.ConnectError("no connection", request=request) from self.network.error
+        return await self.inner.handle_async_request(request)
+
+
+def test_a_machine_out_of_descriptors_blames_itself_and_nobody_else():
+    async def timeline(simulation: Simulation) -> None:
+        await trio.sleep(3)
+        simulation.network.error = OSError(errno.EMFILE, "Too many open files")
+        await trio.sleep(15)
+        simulation.network.error = None
+        await trio.sleep(10)
+
+    simulation = simulate(timeline, network=Failing)
+    assert {stalled.reason for stalled in simulation.of(Stalled)} == {
+        "this machine cannot connect: Too many open files"
+    }
+    stalls = [stalled.at for stalled in simulation.of(Stalled)]
+    assert min(after - before for before, after in itertools.pairwise(stalls)) >= 1.0
+    assert simulation.of(Refused) == []
+    assert simulation.pages() == []
+    assert simulation.incidents() == []
+    assert set(simulation.verdicts()) == {Verdict.DELIVERED, Verdict.VOID}
+    void = {one.reason for one in simulation.settled() if one.verdict is Verdict.VOID}
+    assert void == {"this machine cannot connect: Too many open files"}
+
+
+def test_a_session_that_cannot_be_had_for_want_of_descriptors_is_nobody_elses_fault():
+    async def timeline(simulation: Simulation) -> None:
+        await trio.sleep(3)
+        simulation.network.error = OSError(errno.EMFILE, "Too many open files")
+        await simulation.network.restart("us-east-1", down_s=0.5)
+        await trio.sleep(15)
+        simulation.network.error = None
+        await trio.sleep(10)
+
+    simulation = simulate(timeline, network=Failing)
+    left = {event.reason for event in simulation.of(Detached) if event.at > simulation.of(Stalled)[0].at}
+    assert "this machine cannot connect: Too many open files" in left
+    assert simulation.pages() == []
+    assert simulation.incidents() == []
+
+
+def test_a_machine_out_of_descriptors_at_the_start_waits_and_says_so():
+    async def timeline(simulation: Simulation) -> None:
+        simulation.network.error = OSError(errno.EMFILE, "Too many open files")
+        await trio.sleep(8)
+        simulation.network.error = None
+        await trio.sleep(10)
+
+    simulation = simulate(timeline, network=Failing)
+    assert simulation.of(Stalled)
+    assert Verdict.DELIVERED in simulation.verdicts()
+
+
+def test_trouble_of_our_own_that_goes_on_is_an_alarm():
+    async def timeline(simulation: Simulation) -> None:
+        await trio.sleep(3)
+        simulation.network.error = OSError(errno.EMFILE, "Too many open files")
+        await trio.sleep(65)
+        simulation.network.error = None
+        await trio.sleep(12)
+
+    simulation = simulate(timeline, network=Failing)
+    blind, over = simulation.of(Blind)
+    assert (blind.over, over.over) == (False, True)
+    assert blind.at - blind.since_at == pytest.approx(60.0, abs=2.0)
+    assert simulation.pages() == []

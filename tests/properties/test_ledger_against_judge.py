@@ -145,25 +145,27 @@ class Judge:
         return bool(told) and isinstance(told[-1], Attached)
 
     def excuse(self) -> Verdict | None:
-        """What first made silence on this route worthless, while there still was silence and time to wait."""
+        """What first made silence on this route worthless, while there still was silence and time to wait; our own fault
+        goes before all else, unless the shard had refused the heartbeat by then."""
         if self.resumed():
             return Verdict.VOID
-        if not self.was_attached():
-            return Verdict.DETACHED
+        first = None if self.was_attached() else Verdict.DETACHED
         for seen in self.after_opening():
             if seen.at > self.deadline_at():
                 break
             match seen.fact:
                 case Received(name, receiver) if (name, receiver) == (self.heartbeat.id, self.route.receiver):
-                    return None
+                    return first
                 case Detached(canary) if canary == self.route.receiver:
-                    return Verdict.DETACHED
+                    first = first or Verdict.DETACHED
                 case Stalled():
                     return Verdict.VOID
                 case Unanswered(name) if name == self.heartbeat.id:
-                    return Verdict.UNACKED
+                    first = first or Verdict.UNACKED
                 case Refused(name) if name == self.heartbeat.id:
                     return Verdict.REJECTED
+        if first is not None:
+            return first
         answer = self.answer()
         if answer is None or answer.at > self.deadline_at():
             return Verdict.UNACKED
@@ -187,12 +189,16 @@ class Judge:
     def verdict(self) -> Verdict:
         receipts = self.receipts((self.route.receiver,))
         if receipts:
-            in_time = receipts[0].fact.at <= self.deadline_at()
-            return Verdict.DELIVERED if in_time else Verdict.LATE
+            if receipts[0].fact.at <= self.deadline_at():
+                return Verdict.DELIVERED
+            return Verdict.VOID if self.excuse() is Verdict.VOID and not self.resumed() else Verdict.LATE
         answer, excuse = self.answer(), self.excuse()
         stored, replayed = self.oracle_says(Oracle.STORED), self.oracle_says(Oracle.REPLAYED)
         table: list[tuple[bool, Verdict]] = [
-            (answer is not None and isinstance(answer.fact, Refused), Verdict.REJECTED),
+            (
+                answer is not None and isinstance(answer.fact, Refused) and excuse is not Verdict.VOID,
+                Verdict.REJECTED,
+            ),
             (self.accepted() and stored is False, Verdict.LOST),
             (excuse is Verdict.VOID, Verdict.VOID),
             (stored is False, Verdict.REJECTED),
