@@ -161,8 +161,10 @@ class Detector:
         """When silence may have become evidence; None while nothing is silent."""
         if self._failed_at is not None:
             return self._failed_at
-        stirring = [stirs_at for shard in self._shards.values() if (stirs_at := shard.stirs_at()) is not None]
-        return max(min(stirring), self._weighed_at + POLL_S) if stirring else None
+        stirs_at = inf
+        for shard in self._shards.values():  # asked for at every fact
+            stirs_at = min(shard.stirs_at(), stirs_at)
+        return None if stirs_at == inf else max(stirs_at, self._weighed_at + POLL_S)
 
     def evidence(self, shard: str) -> Evidence:
         state = self._shards[shard]
@@ -178,22 +180,27 @@ class Detector:
         return [self._shards[name] for name in names if name in self._shards]
 
     def _observe_outcome(self, event: Outcome) -> list[Alarm | Trial | Tolerated]:
-        shard = self._shards[event.labels.shard]
-        late = None
-        match event.live:
-            case Live.EXPECTED:
-                shard.expect(event)
-            case Live.OVERDUE:
-                shard.overdue(event)
-            case Live.ARRIVED:
-                felt, late = shard.arrive(event)
+        shard, live = self._shards[event.labels.shard], event.live
+        if live is Live.EXPECTED:
+            shard.expect(event)
+            return []
+        if live is Live.OVERDUE:
+            shard.overdue(event)
+            return []
+        findings: list[Alarm | Trial | Tolerated] = []
+        if live is Live.ARRIVED:
+            felt, late = shard.arrive(event)
+            if late is not None:
+                findings.append(late)
+            if felt:
                 self._feel(felt, shard, event.at)
-            case Live.MISSED | Live.EXCUSED:
-                shard.settle(event)
-        if event.live is Live.MISSED:
-            self._failed_at = event.at
-        learned = shard.relearn(event.at)
-        return [finding for finding in (late, learned) if finding is not None]
+        else:
+            shard.settle(event)
+            if live is Live.MISSED:
+                self._failed_at = event.at
+        if learned := shard.relearn(event.at):
+            findings.append(learned)
+        return findings
 
     def _feel(self, rounds: float, shard: "_Shard", at: float) -> None:
         """Weigh soon what may matter."""
@@ -479,7 +486,8 @@ class _Shard:
         beat.silences.learn(event.at - event.due_at)
         slot = beat.round_.slot
         for tally in self._arrival_tallies[event.route]:
-            tally.take(slot)
+            if slot > tally.slot:
+                tally.take(slot)
         if event.latency_s is None:
             return 0.0, None
         latencies = self._latencies[event.route]
@@ -558,14 +566,15 @@ class _Shard:
 
     # --- what it comes to
 
-    def stirs_at(self) -> float | None:
+    def stirs_at(self) -> float:
         """When this shard should be weighed next; heartbeats are opened in the order of their due times."""
         if self.tier is Tier.SUSPECT:
             return -inf
-        if Kind.UNDELIVERED in self.paging:
-            return None
-        oldest = next(iter(self._open.values()), None)
-        return None if oldest is None else oldest.due_at + QUIET_S
+        if self.tier is Tier.PAGE and Kind.UNDELIVERED in self.paging:
+            return inf
+        for beat in self._open.values():
+            return beat.due_at + QUIET_S
+        return inf
 
     def weigh(self, lens: "_Lens") -> "_Evidence":
         live = sum([stream.weight * mean(stream.scores(self._rounds, lens)) for stream in self._live])
@@ -632,15 +641,15 @@ def _loud_routes(readings: Iterable[_Reading]) -> tuple[Route, ...]:
 class _Tally(Rounds):
     """Counts the slots in which a group had a trial."""
 
-    __slots__ = ("_slot",)
+    __slots__ = ("slot",)
 
     def __init__(self) -> None:
         super().__init__()
-        self._slot = -1
+        self.slot = -1
 
     def take(self, slot: int) -> None:
-        if slot > self._slot:
-            self._slot = slot
+        if slot > self.slot:
+            self.slot = slot
             self.number += 1
 
 

@@ -8,6 +8,7 @@ from math import exp, log, sqrt
 
 BUCKET_FIRST_S = 0.001
 BUCKET_WIDTH_LOG = log(1.2)
+BUCKET_FIRST_LOG = log(BUCKET_FIRST_S) / BUCKET_WIDTH_LOG
 BUCKETS = 64
 """1 ms to 100 s in steps of 20 %."""
 
@@ -57,7 +58,8 @@ class Silences:
 def _bucket(silence_s: float) -> int:
     if silence_s <= BUCKET_FIRST_S:
         return 0
-    return min(int(log(silence_s / BUCKET_FIRST_S) / BUCKET_WIDTH_LOG), BUCKETS - 1)
+    bucket = int(log(silence_s) / BUCKET_WIDTH_LOG - BUCKET_FIRST_LOG)
+    return bucket if bucket < BUCKETS else BUCKETS - 1
 
 
 # --- how long heartbeats take ---------------------------------------------------------------------------------------
