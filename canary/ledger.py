@@ -772,9 +772,8 @@ class _File(Struct, eq=False, gc=False):
 def _judge(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
     if passage.received_at is not None:
         return _judge_arrival(file, passage)
-    if (
-        file.refused and passage.excuse is not Verdict.VOID
-    ):  # a stalled agent refuses itself: its waits run out
+    # An agent in trouble refuses itself, and sends late itself: its waits run out while it stands still.
+    if file.refused and passage.excuse is not Verdict.VOID:
         return Verdict.REJECTED, file.answer
     if not file.deadline_passed or (file.open_oracles() and not file.expired):
         return None
@@ -784,9 +783,7 @@ def _judge(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
 def _judge_arrival(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
     if file.answered_at is None and not file.expired and passage.settled is None:
         return None  # the answer may yet name the accepting node
-    if (
-        passage.is_late and passage.excuse is Verdict.VOID and not file.resumed
-    ):  # perhaps it was we who sent it late
+    if passage.is_late and passage.excuse is Verdict.VOID and not file.resumed:
         return Verdict.VOID, passage.excuse_reason
     if passage.is_late:
         return Verdict.LATE, "arrived after the deadline" + _blame(file)

@@ -14,7 +14,8 @@ OLD_S = 60.0
 """A session that has been up for so long is `old`."""
 
 AFTERMATH_S = 10.0
-"""A session that ends so soon after a stall of the agent has died of it: the shard waited in vain for a ping."""
+"""A session that ends so soon after a stall of the agent has died of it: the shard waited in vain for a ping. Nor is one that
+is still there any merit of the shard's: while nothing is tried nobody asks why nothing is measured."""
 
 UNKNOWN = "unknown"
 """Node or build of an end that never said."""
@@ -85,7 +86,7 @@ class Sessions:
             presence.attach(fact) if isinstance(fact, Attached) else presence.detach(fact)
 
     def advance(self, now: float) -> list[Trial]:
-        """One trial of each canary for the period that has ended; periods that were slept through have none."""
+        """One trial of each canary for the period that has ended; none for those in which the agent had trouble of its own."""
         due_at = self.period_ends_at
         while self.period_ends_at <= now:
             due_at = self.period_ends_at
@@ -93,6 +94,8 @@ class Sessions:
         trials = []
         for presence in self.presences.values():
             ended, presence.ended = presence.ended, None
+            if due_at <= self.stalled_at + AFTERMATH_S:
+                continue
             if ended is None and presence.session is not None:
                 trials.append(_trial(presence, None, None, due_at, now))
             elif self._is_down(presence, ended, now):

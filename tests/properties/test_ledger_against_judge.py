@@ -279,9 +279,11 @@ class World:
         """The trial of a canary's session in the second that ends then, or none."""
         before, now = self.by(ends_at - 1).told if ends_at > 1 else 0, self.by(ends_at).told
         ended = self.ended(canary, before, now)
+        stalled_at = max((stall.at for stall in self.stalls(now)), default=-1000.0)
+        if ends_at <= stalled_at + AFTERMATH_S:
+            return []
         if self.session(canary, now) is not None and not ended:
             return [self.session_trial(canary, ends_at, None, None)]
-        stalled_at = max((stall.at for stall in self.stalls(now)), default=-1000.0)
         if ended:
             why = next((fact for fact in ended if fact.violation), ended[-1])
             return [self.session_trial(canary, ends_at, Kind.DETACHED, why)] * (
