@@ -24,6 +24,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, inf
 
+from msgspec import Struct
+
 from canary.config import Detection, Heartbeats
 from canary.events import (
     ASPECTS,
@@ -96,6 +98,11 @@ together would not make a suspicion of it."""
 RELEARN_EVERY = 1000
 """Settled heartbeats between two looks at what the shard loses."""
 
+EXPECTED, ARRIVED, OVERDUE = Live.EXPECTED, Live.ARRIVED, Live.OVERDUE
+MISSED, EXCUSED = Live.MISSED, Live.EXCUSED
+OK, SESSION = Tier.OK, Aspect.SESSION
+"""To name a member of an enum takes ten times as long as to name a constant, and every heartbeat does it often."""
+
 UNMEASURED_ROUNDS = 30
 """So many rounds without one heartbeat that counts, for or against the shard, are an alarm of their own."""
 
@@ -161,10 +168,10 @@ class Detector:
         """When silence may have become evidence; None while nothing is silent."""
         if self._failed_at is not None:
             return self._failed_at
-        stirs_at = inf
-        for shard in self._shards.values():  # asked for at every fact
-            stirs_at = min(shard.stirs_at(), stirs_at)
-        return None if stirs_at == inf else max(stirs_at, self._weighed_at + POLL_S)
+        first_at = inf
+        for shard in self._shards.values():
+            first_at = min(first_at, shard.stirs_at())
+        return None if first_at == inf else max(first_at, self._weighed_at + POLL_S)
 
     def evidence(self, shard: str) -> Evidence:
         state = self._shards[shard]
@@ -181,14 +188,14 @@ class Detector:
 
     def _observe_outcome(self, event: Outcome) -> list[Alarm | Trial | Tolerated]:
         shard, live = self._shards[event.labels.shard], event.live
-        if live is Live.EXPECTED:
+        if live is EXPECTED:
             shard.expect(event)
             return []
-        if live is Live.OVERDUE:
+        if live is OVERDUE:
             shard.overdue(event)
             return []
         findings: list[Alarm | Trial | Tolerated] = []
-        if live is Live.ARRIVED:
+        if live is ARRIVED:
             felt, late = shard.arrive(event)
             if late is not None:
                 findings.append(late)
@@ -196,9 +203,9 @@ class Detector:
                 self._feel(felt, shard, event.at)
         else:
             shard.settle(event)
-            if live is Live.MISSED:
+            if live is MISSED:
                 self._failed_at = event.at
-        if learned := shard.relearn(event.at):
+        if shard.unlearned_settled >= RELEARN_EVERY and (learned := shard.relearn(event.at)):
             findings.append(learned)
         return findings
 
@@ -254,8 +261,8 @@ class _Lens:
 SETTLED = _Lens(-inf)
 """All silence forgiven."""
 
-WAITING = (Live.EXPECTED, Live.OVERDUE)
-SILENT = (*WAITING, Live.MISSED)
+WAITING = (EXPECTED, OVERDUE)
+SILENT = (*WAITING, MISSED)
 
 _Evidence = dict[Kind, float]
 """In rounds, by what it is about."""
@@ -407,14 +414,16 @@ class _Shard:
         self._tallies = {
             aspect: {group.names: _Tally() for group in _groups(aspect, routes)} for aspect in Aspect
         }
-        arrivals = self._tallies[Aspect.ARRIVAL]
-        self._arrival_tallies = {
-            route: [arrivals[names] for names in _names(Aspect.ARRIVAL, route) if names in arrivals]
+        self._tried: dict[Aspect, dict[Route, _Tried]] = {aspect: {} for aspect in Aspect}
+        pooled = Silences(prior=None)
+        self._paths = {
+            route: _Path(
+                Silences(prior=pooled),
+                Latencies(detection.tolerated_latency_s),
+                [tally for _, tally in self._tallies_of(Aspect.ARRIVAL, route)],
+            )
             for route in routes
         }
-        pooled = Silences(prior=None)
-        self._silences = {route: Silences(prior=pooled) for route in routes}
-        self._latencies = {route: Latencies(detection.tolerated_latency_s) for route in routes}
         self._open: dict[tuple[HeartbeatId, Route], _Beat] = {}
         self._session_slot = -1
         self._begin_anew()
@@ -426,7 +435,7 @@ class _Shard:
         ]
         self._rounds: deque[_Round] = deque()
         self._newest = _Round(-1, 1.0, closed=True)
-        self._unlearned_settled = self._unlearned_missed = 0
+        self.unlearned_settled = self._unlearned_missed = 0
 
     def page(self, kinds: Collection[Kind]) -> None:
         self.tier, self.paging = Tier.PAGE, set(kinds)
@@ -452,27 +461,27 @@ class _Shard:
             self._newest = round_ = self._begin(slot, closed=False)
         else:
             round_ = newest
-        beat = _Beat(event.due_at, self._silences[event.route], round_)
-        round_.beats[event.route] = beat
+        route = event.route
+        beat = _Beat(event.due_at, self._paths[route], round_)
+        round_.beats[route] = beat
         round_.pending += 1
         if len(round_.beats) == self._routes:
             round_.closed = True
-        self._open[event.heartbeat, event.route] = beat
+        self._open[event.heartbeat, route] = beat
 
     def overdue(self, event: Outcome) -> None:
         """From now on this heartbeat's silence may page."""
         self._open[event.heartbeat, event.route].live = event.live
 
     def settle(self, event: Outcome) -> "_Beat":
-        beat = self._open.pop((event.heartbeat, event.route))
-        beat.live = event.live
-        round_ = beat.round_
+        beat, live = self._open.pop((event.heartbeat, event.route)), event.live
+        beat.live, round_ = live, beat.round_
         round_.pending -= 1
-        if event.live is Live.ARRIVED:
+        if live is ARRIVED:
             round_.arrived += 1
-        elif event.live is Live.MISSED:
+        elif live is MISSED:
             round_.missed += 1
-        if event.live is not Live.EXCUSED:
+        if live is not EXCUSED:
             self.unmeasured_rounds = 0
         if not round_.pending:
             self._fold()
@@ -482,18 +491,17 @@ class _Shard:
         """Settle it and learn from it. Returns what it adds to the evidence, and the trial that failed, if it took
         unusually long."""
         beat = self.settle(event)
+        path, slot = beat.path, beat.round_.slot
         # Not its latency: an arrival is kept back until the send is answered, and silence lasts as long as that.
-        beat.silences.learn(event.at - event.due_at)
-        slot = beat.round_.slot
-        for tally in self._arrival_tallies[event.route]:
+        path.silences.learn(event.at - event.due_at)
+        for tally in path.arrivals:
             if slot > tally.slot:
                 tally.take(slot)
         if event.latency_s is None:
             return 0.0, None
-        latencies = self._latencies[event.route]
-        beyond_q95, beyond_q99 = latencies.exceeded(event.latency_s)
-        if self.tier is Tier.OK:
-            latencies.learn(event.latency_s)
+        beyond_q95, beyond_q99 = path.latencies.exceeded(event.latency_s)
+        if self.tier is OK:
+            path.latencies.learn(event.latency_s)
         if not beyond_q95:
             return 0.0, None
         return self._be_late(event, slot, beyond_q99)
@@ -532,16 +540,14 @@ class _Shard:
             else:
                 for stream in self._live:
                     stream.fold(round_)
-            if self.tier is Tier.OK:
-                self._unlearned_settled += round_.arrived + round_.missed
+            if self.tier is OK:
+                self.unlearned_settled += round_.arrived + round_.missed
                 self._unlearned_missed += round_.missed
 
     def relearn(self, at: float) -> Tolerated | None:
-        """What the shard may lose, from what it has lost; from time to time."""
-        if self._unlearned_settled < RELEARN_EVERY:
-            return None
-        changed = self.losses.learn(self._unlearned_settled, self._unlearned_missed)
-        self._unlearned_settled = self._unlearned_missed = 0
+        """What the shard may lose, from what it has lost."""
+        changed = self.losses.learn(self.unlearned_settled, self._unlearned_missed)
+        self.unlearned_settled = self._unlearned_missed = 0
         if not changed:
             return None
         return Tolerated(self.name, self.losses.tolerated, self.losses.missed, self.losses.settled, at)
@@ -550,30 +556,40 @@ class _Shard:
 
     def try_(self, event: Trial) -> float:
         """Count the trial in each of its groups; where it failed, that is evidence, once per slot. Returns how much."""
-        slot, tallies, felt = self._slot(event.due_at), self._tallies[event.aspect], 0.0
-        if event.aspect is Aspect.SESSION and slot > self._session_slot:
+        slot, felt = self._slot(event.due_at), 0.0
+        if event.aspect is SESSION and slot > self._session_slot:
             # Sessions are tried in every slot in which this agent is able to judge.
             self._session_slot = slot
             self.unmeasured_rounds += 1
-        for names in _names(event.aspect, event.route):
-            if (tally := tallies.get(names)) is None:
-                continue  # the end is in no route: an outsider
-            tally.take(slot)
-            if event.failed is not None:
-                streams = self._streams[event.failed]
-                felt += streams.fail(names, tally, slot, event.due_at, streams.probability(event))
+        tried = self._tried[event.aspect].get(event.route)
+        if tried is None:
+            tried = self._tried[event.aspect][event.route] = self._tallies_of(event.aspect, event.route)
+        for _, tally in tried:
+            if slot > tally.slot:
+                tally.take(slot)
+        if event.failed is not None:
+            streams = self._streams[event.failed]
+            probability = streams.probability(event)
+            for names, tally in tried:
+                felt += streams.fail(names, tally, slot, event.due_at, probability)
         return felt
+
+    def _tallies_of(self, aspect: Aspect, route: Route) -> "_Tried":
+        """Of the groups that a trial on this route belongs to; an outsider is in none of its own."""
+        tallies = self._tallies[aspect]
+        return [(names, tallies[names]) for names in _names(aspect, route) if names in tallies]
 
     # --- what it comes to
 
     def stirs_at(self) -> float:
         """When this shard should be weighed next; heartbeats are opened in the order of their due times."""
-        if self.tier is Tier.SUSPECT:
-            return -inf
-        if self.tier is Tier.PAGE and Kind.UNDELIVERED in self.paging:
-            return inf
-        for beat in self._open.values():
-            return beat.due_at + QUIET_S
+        if self.tier is not OK:
+            if self.tier is Tier.SUSPECT:
+                return -inf
+            if Kind.UNDELIVERED in self.paging:
+                return inf
+        for oldest in self._open.values():
+            return oldest.due_at + QUIET_S
         return inf
 
     def weigh(self, lens: "_Lens") -> "_Evidence":
@@ -646,11 +662,16 @@ class _Tally(Rounds):
     def __init__(self) -> None:
         super().__init__()
         self.slot = -1
+        """The last one."""
 
     def take(self, slot: int) -> None:
-        if slot > self.slot:
-            self.slot = slot
-            self.number += 1
+        """Call it for a slot that is later than the last."""
+        self.slot = slot
+        self.number += 1
+
+
+_Tried = list[tuple[tuple[str, ...], _Tally]]
+"""Groups by their names, and the tallies that count their trials."""
 
 
 @dataclass(eq=False, slots=True)
@@ -763,12 +784,19 @@ class _LiveStream:
         return _Reading(self._group, self.weight, mean(self.scores(rounds, lens)), onset_at, loss)
 
 
-@dataclass(slots=True, eq=False)
-class _Beat:
+class _Path(Struct, frozen=True, eq=False):
+    """What a route has taught, and the tallies that count its arrivals."""
+
+    silences: Silences
+    latencies: Latencies
+    arrivals: list[_Tally]
+
+
+class _Beat(Struct, eq=False):
     """One heartbeat on one route."""
 
     due_at: float
-    silences: Silences
+    path: _Path
     round_: "_Round"
     live: Live = Live.EXPECTED
     _seen_through: "_Lens | None" = None
@@ -777,8 +805,8 @@ class _Beat:
     def late(self, lens: "_Lens") -> float:
         """Probability that a healthy shard takes longer than the heartbeat's age."""
         if self._seen_through is not lens:
-            forgiven = lens.overdue_only and self.live is Live.EXPECTED
-            self._late = 1.0 if forgiven else self.silences.survival(lens.as_of - self.due_at)
+            forgiven = lens.overdue_only and self.live is EXPECTED
+            self._late = 1.0 if forgiven else self.path.silences.survival(lens.as_of - self.due_at)
             self._seen_through = lens
         return self._late
 
@@ -810,10 +838,10 @@ class _Round:
             if (beat := self.beats.get(route)) is None:
                 continue
             joined += 1
-            if beat.live is Live.EXCUSED:
+            if beat.live is EXCUSED:
                 continue
             counted += 1
-            missed = missed or beat.live is Live.MISSED
+            missed = missed or beat.live is MISSED
             waiting = waiting or beat.live in WAITING
             newest_due_at = beat.due_at
         if not counted:
@@ -833,7 +861,7 @@ class _Round:
             [
                 self.tolerated + beat.late(lens)
                 for route in routes
-                if (beat := self.beats.get(route)) is not None and beat.live is not Live.EXCUSED
+                if (beat := self.beats.get(route)) is not None and beat.live is not EXCUSED
             ]
         )
 

@@ -8,7 +8,6 @@ from math import exp, log, sqrt
 
 BUCKET_FIRST_S = 0.001
 BUCKET_WIDTH_LOG = log(1.2)
-BUCKET_FIRST_LOG = log(BUCKET_FIRST_S) / BUCKET_WIDTH_LOG
 BUCKETS = 64
 """1 ms to 100 s in steps of 20 %."""
 
@@ -30,16 +29,17 @@ class Silences:
 
     def learn(self, silence_s: float) -> None:
         bucket = _bucket(silence_s)
-        self._count(bucket)
-        if self._prior is not None:
-            self._prior._count(bucket)
+        teach: Silences | None = self
+        while teach is not None:
+            teach._counts[bucket] += 1
+            teach._total += 1
+            if teach._total >= SAMPLES_MAX:
+                teach._halve()
+            teach = teach._prior
 
-    def _count(self, bucket: int) -> None:
-        self._counts[bucket] += 1
-        self._total += 1
-        if self._total >= SAMPLES_MAX:
-            self._counts = [(count + 1) // 2 for count in self._counts]  # the tail stays
-            self._total = sum(self._counts)
+    def _halve(self) -> None:
+        self._counts = [(count + 1) // 2 for count in self._counts]  # the tail stays
+        self._total = sum(self._counts)
 
     def survival(self, age_s: float) -> float:
         """P(silent for longer than `age_s`), from above: inflated by 1.3 in time and by 1.2, and never below a heavy
@@ -58,8 +58,7 @@ class Silences:
 def _bucket(silence_s: float) -> int:
     if silence_s <= BUCKET_FIRST_S:
         return 0
-    bucket = int(log(silence_s) / BUCKET_WIDTH_LOG - BUCKET_FIRST_LOG)
-    return bucket if bucket < BUCKETS else BUCKETS - 1
+    return min(int(log(silence_s / BUCKET_FIRST_S) / BUCKET_WIDTH_LOG), BUCKETS - 1)
 
 
 # --- how long heartbeats take ---------------------------------------------------------------------------------------
@@ -80,14 +79,20 @@ class Latencies:
 
     def __init__(self, floor_s: float) -> None:
         self._floor_s = floor_s
+        self._fast = 0
+        """No slower than the floor: a bound that lies among them is none."""
         self._counts: dict[int, int] = {}
+        """Of the others, by bucket."""
         self._total = 0
         self._relearn_at = LEARN_FROM
         self._bounds_s: tuple[float, float] | None = None
 
     def learn(self, latency_s: float) -> None:
-        bucket = int(log(max(latency_s, BUCKET_FIRST_S)) // FINE_LOG)
-        self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        if latency_s <= self._floor_s:
+            self._fast += 1
+        else:
+            bucket = int(log(max(latency_s, BUCKET_FIRST_S)) // FINE_LOG)
+            self._counts[bucket] = self._counts.get(bucket, 0) + 1
         self._total += 1
         if self._total >= self._relearn_at:
             self._relearn()
@@ -101,8 +106,9 @@ class Latencies:
 
     def _relearn(self) -> None:
         if self._total >= LATENCIES_MAX:
+            self._fast //= 2
             self._counts = {bucket: (count + 1) // 2 for bucket, count in self._counts.items()}
-            self._total = sum(self._counts.values())
+            self._total = self._fast + sum(self._counts.values())
         self._relearn_at = self._total + LEARN_EVERY
         q95, q99 = (self._bound_s(share) for share in EXCEEDED)
         self._bounds_s = q95, q99

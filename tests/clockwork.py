@@ -165,7 +165,7 @@ class Rig:
             assert not shard._open
             assert not shard._rounds
             shard._good_rounds.number += rounds
-            shard._unlearned_settled += rounds * shard._routes
+            shard.unlearned_settled += rounds * shard._routes
             for tally in shard._tallies[Aspect.ARRIVAL].values():
                 tally.number += rounds
 
@@ -178,7 +178,7 @@ class Rig:
             round_ = shard._begin(slot, closed=True)
             for route in routes:
                 live = Live.MISSED if route in missing else Live.ARRIVED
-                round_.beats[route] = _Beat(due_at, shard._silences[route], round_, live)
+                round_.beats[route] = _Beat(due_at, shard._paths[route], round_, live)
             round_.missed = len(missing.intersection(routes))
             round_.arrived = len(routes) - round_.missed
             shard._fold()

@@ -167,10 +167,10 @@ class Month:
 
     def _teach(self) -> None:
         """What the skipped heartbeats would have taught of silence."""
-        silences = self.rig.detector._shards["shard-0"]._silences
+        paths = self.rig.detector._shards["shard-0"]._paths
         for route in self.routes:
-            teach(silences[route], self.untaught, self.random)
-        prior = silences[self.routes[0]]._prior
+            teach(paths[route].silences, self.untaught, self.random)
+        prior = paths[self.routes[0]].silences._prior
         assert prior is not None
         teach(prior, self.untaught * len(self.routes), self.random)
         self.untaught = 0
@@ -279,8 +279,7 @@ def teach(silences: Silences, heartbeats: int, random: Random) -> None:
             silences._counts[bucket] += learned
             silences._total += learned
         if silences._total >= SAMPLES_MAX:
-            silences._counts = [(each + 1) // 2 for each in silences._counts]
-            silences._total = sum(silences._counts)
+            silences._halve()
         heartbeats -= some
 
 
