@@ -75,7 +75,7 @@ class SelfCheck:
             yield Stalled(now.at, 0.0, f"the wall clock stepped by {step_s:+.0f} s")
         late_s = now.at - was.at - TICK_S
         if late_s > STALL_S:
-            yield Stalled(now.at, late_s, _why_late(was, now, late_s))
+            yield Stalled(now.at, late_s, _why_late(was, now))
         elif late_s > 0:
             yield from self._starve(now.at, late_s)
 
@@ -87,16 +87,15 @@ class SelfCheck:
         if total_s > STARVED_SHARE * STARVED_WINDOW_S:
             first_at, first_s = self._late[0]
             self._late.clear()
-            yield Stalled(
-                at, at - first_at + first_s, f"too little CPU: the agent was late for {total_s:.1f} s"
-            )
+            yield Stalled(at, at - first_at + first_s, "the agent got too little CPU")
 
 
-def _why_late(was: Reading, now: Reading, late_s: float) -> str:
+def _why_late(was: Reading, now: Reading) -> str:
+    late_s = now.at - was.at
     if now.gc_s - was.gc_s > late_s / 2:
-        return f"garbage collection held the agent up for {late_s:.1f} s"
+        return "garbage collection held the agent up"
     if (
         now.cpu_s - was.cpu_s > late_s / 20
     ):  # on a busy machine it gets only part of a CPU; stopped, it gets none
-        return f"the agent's own work held it up for {late_s:.1f} s"
-    return f"the agent stood still for {late_s:.1f} s"
+        return "the agent's own work held it up"
+    return "the agent's process stood still"

@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 import trustme
 from click.testing import CliRunner
 
 from canary.cli import cli
+from canary.cli.run import _Gist
+from canary.events import Blind, Event, Verdict
 from canary.outputs.journal import open_journal
+from canary.outputs.summary import Health
+from tests.outputs.records import heartbeat, settled
 from tests.proving import Cluster, Done, canary, canary_running, cluster_running
 
 NET = 70
@@ -590,3 +595,34 @@ def test_an_answer_stands_though_its_report_cannot_be_written(regions):
     assert done.code == 3
     assert done.complaints == ["cannot write /nowhere/gate.xml: No such file or directory"]
     assert done.stdout.splitlines()[-1].startswith("INCONCLUSIVE: no heartbeat passed a node that runs x")
+
+
+# --- what a scheduled run comes to --------------------------------------------------------------------------------------
+
+DELIVERED = settled(heartbeat(), verdict=Verdict.DELIVERED)
+
+
+@pytest.mark.parametrize(
+    ("events", "health"),
+    [
+        ([], Health.INCONCLUSIVE),
+        ([DELIVERED], Health.HEALTHY),
+        ([DELIVERED, Blind(70.0, 10.0, "no network", over=False)], Health.INCONCLUSIVE),
+        (
+            [
+                DELIVERED,
+                Blind(70.0, 10.0, "no network", over=False),
+                Blind(90.0, 10.0, "no network", over=True),
+            ],
+            Health.HEALTHY,
+        ),
+    ],
+)
+async def test_a_run_that_ends_blind_cannot_call_anything_healthy(events: list[Event], health: Health):
+    send, receive = trio.open_memory_channel[Event](10)
+    for event in events:
+        send.send_nowait(event)
+    send.close()
+    gist = _Gist()
+    await gist.read(receive)
+    assert gist.health is health

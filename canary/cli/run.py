@@ -13,7 +13,7 @@ import trio
 from canary.agent import Agent, run_agent, wall_offset_s
 from canary.cli.options import config_option, duration, journal_option, json_option, planned
 from canary.cli.telling import run_main, say, view_of
-from canary.events import Event, IncidentChanged, Settled, Verdict
+from canary.events import Blind, Event, IncidentChanged, Settled, Verdict
 from canary.outputs.journal import follow
 from canary.outputs.summary import Health
 from canary.plan import Plan
@@ -76,12 +76,14 @@ class _Gist:
     incident: bool = False
     """One changed, or one that an earlier run opened is open still."""
     delivered: bool = False
+    blind: bool = False
+    """In trouble of its own for so long that what it saw before says nothing of now."""
 
     @property
     def health(self) -> Health:
         if self.incident:
             return Health.FAILING
-        return Health.HEALTHY if self.delivered else Health.INCONCLUSIVE
+        return Health.HEALTHY if self.delivered and not self.blind else Health.INCONCLUSIVE
 
     async def read(self, events: trio.MemoryReceiveChannel[Event]) -> None:
         async for event in events:
@@ -90,6 +92,8 @@ class _Gist:
                     self.incident = True
                 case Settled(verdict=Verdict.DELIVERED):
                     self.delivered = True
+                case Blind():
+                    self.blind = not event.over
 
 
 async def _stop_on_signal(stop: trio.Event, scope: trio.CancelScope) -> None:

@@ -515,6 +515,7 @@ class _Backlog:
         self._journal = journal
         self._say = say
         self._waiting: deque[Event] = deque()
+        self._thread = trio.CapacityLimiter(1)  # of its own: look-ups of names that hang may hold all others
         self._lost = 0
         self._since_pruned = 0
         self.refused = False
@@ -534,7 +535,7 @@ class _Backlog:
             while self._waiting:
                 await self._write_batch()
             if self._since_pruned >= PRUNE_EVERY:
-                await trio.to_thread.run_sync(self._journal.prune)
+                await trio.to_thread.run_sync(self._journal.prune, limiter=self._thread)
                 self._since_pruned = 0
         except JournalUnwritable as error:
             self._tell_refused(error)
@@ -554,7 +555,7 @@ class _Backlog:
 
     async def _write_batch(self) -> None:
         batch = [self._waiting[index] for index in range(min(BATCH_MAX, len(self._waiting)))]
-        await trio.to_thread.run_sync(self._journal.append, batch, self._lost)
+        await trio.to_thread.run_sync(self._journal.append, batch, self._lost, limiter=self._thread)
         self._lost = 0
         for _ in batch:
             self._waiting.popleft()

@@ -51,6 +51,7 @@ from canary.outputs.words import (
 )
 
 GROUPED_S = 1.0  # the same thing said within this time is said once, with its number
+SAME_TROUBLE_S = 10.0  # the agent's own trouble that comes back within this time is the same one
 GROUPS_MAX = (
     20  # different things of one such time that are told apart; what exceeds them is told as a number
 )
@@ -120,6 +121,8 @@ class Narrator:
     """By node, then by whether the shard broke its protocol and the reason."""
     _nodes: dict[CanaryName, str] = field(default_factory=dict)
     _builds: dict[str, str] = field(default_factory=dict)
+    _troubles: dict[str, float] = field(default_factory=dict)
+    """Why this agent could not see of late, and when it said so last."""
 
     def observe(self, event: Event) -> list[Told]:
         told = self.flush() if event.at >= self._since + GROUPED_S else []
@@ -145,7 +148,8 @@ class Narrator:
             case Trial(aspect=Aspect.LEAK, failed=Kind() as kind):
                 self._sum("odd", "heartbeat", f"{kind.value} to {event.route.receiver}, an outsider")
             case Stalled():
-                told.append(self._tell(event.at, "agent", _stalled_text(event)))
+                if self._is_new_trouble(event):
+                    told.append(self._tell(event.at, "agent", _stalled_text(event)))
             case Blind():
                 told.append(self._tell(event.at, "blind", self._blind_text(event)))
             case Alarm():
@@ -208,6 +212,13 @@ class Narrator:
         return [
             (mark, f"{_number(count, noun)} {text}") for (mark, noun, text), count in self._groups.items()
         ]
+
+    def _is_new_trouble(self, stalled: Stalled) -> bool:
+        """One that lasts is repeated every second, and told when it begins."""
+        self._troubles = {why: at for why, at in self._troubles.items() if stalled.at < at + SAME_TROUBLE_S}
+        is_new = stalled.reason not in self._troubles
+        self._troubles[stalled.reason] = stalled.at
+        return is_new
 
     def _alarm_text(self, alarm: Alarm) -> str:
         if alarm.tier is Tier.OK:

@@ -228,7 +228,7 @@ def test_an_agent_that_was_stopped_says_so(agent: Ailing, stopped_s: float):
     os.kill(agent.pid, signal.SIGSTOP)
     time.sleep(stopped_s)
     os.kill(agent.pid, signal.SIGCONT)
-    stalled = agent.wait_stalled(then, "the agent stood still")
+    stalled = agent.wait_stalled(then, "stood still")
     assert stalled["lasted_s"] > stopped_s - 0.5
     agent.wait_healthy()
     agent.check_nobody_was_blamed()
@@ -255,9 +255,7 @@ def test_an_agent_that_gets_hardly_any_cpu_says_so(agent: Ailing):
         time.sleep(0.45)
         os.kill(agent.pid, signal.SIGCONT)
         time.sleep(0.05)
-    agent.wait_stalled(
-        then, "too little CPU", "the agent stood still"
-    )  # with others about it gets less than its tenth
+    agent.wait_stalled(then, "too little CPU", "stood still")  # with others about it gets less than its tenth
     agent.wait_healthy()
     agent.check_nobody_was_blamed()
 

@@ -172,6 +172,14 @@ async def test_a_blind_agent_says_so_loudly_and_when_it_sees_again():
     ]
 
 
+async def test_a_trouble_of_the_agent_that_lasts_is_told_when_it_begins():
+    network = [Stalled(100.0 + second, 1.0, "no network") for second in range(60)]
+    told = await plain(
+        *network[:5], Stalled(105.0, 0.0, "no descriptors"), *network[5:], Stalled(175.0, 1.0, "no network")
+    )
+    assert ["network" in text for _, text in told] == [True, False, True]
+
+
 async def test_the_agents_own_trouble_is_told_with_its_reason_and_its_length_where_it_has_one():
     assert await plain(
         Stalled(100.5, 2.0, "own network is down"),
