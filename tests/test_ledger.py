@@ -658,6 +658,53 @@ def test_what_the_kernel_dated_during_a_stall_is_judged_by_that_date():
     assert rig.settled(beat)[0].latency_s == 0.1
 
 
+def test_the_agents_own_trouble_goes_before_a_session_that_ended_and_an_answer_that_did_not_come():
+    rig = Rig(store=False, replay=False)
+    beats = [rig.send(answered=False) for _ in range(2)]
+    rig.until(1)
+    rig.detach(FAR)
+    rig.tell(Unanswered(beats[1].id, 1, "no answer"))
+    rig.until(4)
+    rig.stall(0.5, reason="own network is down")
+    rig.stall(0.2, reason="no route")
+    rig.until(60)
+    for beat in beats:
+        assert rig.verdicts(beat) == [Verdict.VOID]
+        assert rig.settled(beat)[0].reason == "own network is down"
+
+
+def test_what_the_shard_did_before_the_deadline_stands_against_a_trouble_that_came_after_it():
+    rig = Rig(store=True, replay=True)
+    beat = rig.send()
+    rig.until(1)
+    rig.detach(FAR)
+    rig.answers.clear()
+    rig.stall(DEADLINE)
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.DETACHED]
+
+
+def test_a_heartbeat_that_an_agent_in_trouble_could_not_send_was_not_refused_by_the_shard():
+    rig = Rig(store=False, replay=False)
+    refused, beat = rig.send(answered=False), rig.send(answered=False)
+    rig.tell(Refused(refused.id, rig.now, "429"))
+    rig.until(1)
+    rig.stall(3)
+    rig.tell(Refused(beat.id, rig.now, "no connection within 3.5 s"))
+    rig.until(60)
+    assert rig.verdicts(refused) == [Verdict.REJECTED]
+    assert rig.verdicts(beat) == [Verdict.VOID]
+
+
+def test_a_heartbeat_that_an_agent_in_trouble_may_have_sent_late_was_not_late():
+    rig = Rig()
+    beat = rig.send()
+    rig.stall(DEADLINE + 3)
+    rig.tell(Received(beat.id, FAR, DEADLINE + 1, Stamp.KERNEL, True))
+    rig.until(60)
+    assert rig.verdicts(beat) == [Verdict.VOID]
+
+
 def test_heartbeats_sent_after_a_stall_or_a_reconnect_are_expected_again():
     rig = Rig()
     rig.detach(FAR)

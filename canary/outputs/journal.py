@@ -167,15 +167,21 @@ class Follower:
         return int(row[0]) if row else 0
 
     def advance_cursor(self, name: str, position: int, given_up: int = 0) -> None:
-        """Say that everything up to `position` is done with, so many of it given up. Never moves backwards."""
-        with self._database:
-            self._database.execute(
-                "INSERT INTO cursors VALUES (?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET position = max(position, excluded.position)",
-                (name, position),
-            )
-            if given_up:
-                self._count(f"dropped_refused_{name}", given_up)
+        """Say that everything up to `position` is done with, so many of it given up. Never moves backwards.
+
+        Raises JournalUnwritable when the disk refuses.
+        """
+        try:
+            with self._database:
+                self._database.execute(
+                    "INSERT INTO cursors VALUES (?, ?)"
+                    " ON CONFLICT (name) DO UPDATE SET position = max(position, excluded.position)",
+                    (name, position),
+                )
+                if given_up:
+                    self._count(f"dropped_refused_{name}", given_up)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise JournalUnwritable(str(error)) from error
 
     def dropped(self) -> dict[str, int]:
         """What is not here or was not used, and how much of it: rows pruned, rows that a follower had not read by then

@@ -58,7 +58,7 @@ from canary.outputs.failures import (
     send_failures,
 )
 from canary.outputs.follower import DRAIN_S
-from canary.outputs.journal import ClosedRow, Follower, JournalError, follow
+from canary.outputs.journal import ClosedRow, Follower, JournalError, JournalUnwritable, follow
 
 # --- the names -----------------------------------------------------------------------------------------------------
 
@@ -381,15 +381,20 @@ class Exporter:
     parent: int | None
     """Of no use without this process: when it is gone, end."""
     _failures: int = field(default=0)
+    _position: int = field(init=False)
+    """Everything up to here is done with, and perhaps not saved: the disk may be full."""
+    _given_up: int = field(default=0)
+    """Since it was saved last."""
 
     def run(self, until_drained: bool) -> bool:
         """Returns whether everything in the journal is exported."""
-        self.journal.advance_cursor(CURSOR, 0)
+        self._position = self.journal.cursor(CURSOR)
+        self._save()
         while True:
             if self.parent and os.getppid() != self.parent and not self.stop.is_set():
                 signal.raise_signal(signal.SIGTERM)
             stopping = self.stop.is_set()
-            rows = self.journal.heartbeats_after(self.journal.cursor(CURSOR), BATCH_MAX)
+            rows = self.journal.heartbeats_after(self._position, BATCH_MAX)
             if rows:
                 if not self._export(rows) and stopping:
                     return False
@@ -435,8 +440,17 @@ class Exporter:
         self._done(rows[-1].position, refused)
         return True
 
+    def _save(self) -> None:
+        """What a disk refuses is saved with the next batch; a new exporter would export again what came in between."""
+        try:
+            self.journal.advance_cursor(CURSOR, self._position, given_up=self._given_up)
+        except JournalUnwritable:
+            return  # the agent, which writes the same file, says so
+        self._given_up = 0
+
     def _done(self, position: int, refused: int = 0) -> None:
-        self.journal.advance_cursor(CURSOR, position, given_up=refused)
+        self._position, self._given_up = position, self._given_up + refused
+        self._save()
         if self._failures:
             self.say("the collector takes them again")
         self._failures = 0
@@ -543,7 +557,10 @@ def _stop_on_signals(collector: Collector) -> threading.Event:
 
 
 def _lock_file(journal: Path) -> TextIO:
-    return journal.with_name(journal.name + ".traces.lock").open("w")
+    try:
+        return journal.with_name(journal.name + ".traces.lock").open("w")
+    except OSError as error:
+        raise JournalError(f"cannot write beside the journal {journal}: {error.strerror}") from error
 
 
 def _wait_alone(lock: TextIO, stop: threading.Event) -> None:

@@ -87,6 +87,18 @@ def exported(journal, *events, successes=1.0):
     return collector
 
 
+def test_a_disk_that_refuses_the_cursor_holds_up_no_trace(journal):
+    journal.append([failed(heartbeat(1))])
+    journal._database.execute("PRAGMA query_only = ON")
+    with Collector() as collector:
+        assert drain(journal, collector) == ""
+        assert {span.attributes["canary.heartbeat"] for span in collector.spans} == {heartbeat(1).id}
+        assert journal.cursor(traces.CURSOR) == 0
+        journal._database.execute("PRAGMA query_only = OFF")
+        assert drain(journal, collector) == ""
+    assert journal.cursor(traces.CURSOR) == journal.last_heartbeat()
+
+
 # --- what a trace looks like ---------------------------------------------------------------------------------------
 
 
