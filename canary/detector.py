@@ -140,6 +140,8 @@ class Detector:
             shard.page((paging or {})[shard.name])
         self._now = self._weighed_at = -inf
         self._failed_at: float | None = None
+        self._due_at: float | None = None
+        self._due_is_known = False
 
     def observe(self, event: Outcome | Trial | IncidentChanged) -> list[Alarm | Trial | Tolerated]:
         """Take one fact. What a failure is worth is said by the `advance` that is due at once after it."""
@@ -148,8 +150,11 @@ class Detector:
                 return self._observe_outcome(event)
             case Trial():
                 shard = self._shards[event.labels.shard]
-                self._feel(shard.try_(event), shard, event.at)
+                felt = shard.try_(event)
+                if felt >= FELT or shard.blind:
+                    self._failed_at, self._due_is_known = event.at, False
             case IncidentChanged(change=Change.RESOLVED):
+                self._due_is_known = False
                 return [self._reset(shard, event.at) for shard in self._known(event.incident.shards)]
             case _:
                 pass
@@ -161,16 +166,22 @@ class Detector:
         due_at = self.next_deadline()
         if due_at is None or now < due_at:
             return []
-        self._weighed_at, self._failed_at = now, None
+        self._weighed_at, self._failed_at, self._due_is_known = now, None, False
         return [alarm for shard in self._shards.values() for alarm in self._weigh(shard, now)]
 
     def next_deadline(self) -> float | None:
         """When silence may have become evidence; None while nothing is silent."""
+        if not self._due_is_known:
+            self._due_at, self._due_is_known = self._find_deadline(), True
+        return self._due_at
+
+    def _find_deadline(self) -> float | None:
         if self._failed_at is not None:
             return self._failed_at
         first_at = inf
         for shard in self._shards.values():
-            first_at = min(first_at, shard.stirs_at())
+            if (stirs_at := shard.stirs_at()) < first_at:
+                first_at = stirs_at
         return None if first_at == inf else max(first_at, self._weighed_at + POLL_S)
 
     def evidence(self, shard: str) -> Evidence:
@@ -187,7 +198,7 @@ class Detector:
         return [self._shards[name] for name in names if name in self._shards]
 
     def _observe_outcome(self, event: Outcome) -> list[Alarm | Trial | Tolerated]:
-        shard, live = self._shards[event.labels.shard], event.live
+        shard, live, self._due_is_known = self._shards[event.labels.shard], event.live, False
         if live is EXPECTED:
             shard.expect(event)
             return []
@@ -199,8 +210,8 @@ class Detector:
             felt, late = shard.arrive(event)
             if late is not None:
                 findings.append(late)
-            if felt:
-                self._feel(felt, shard, event.at)
+            if felt >= FELT:
+                self._failed_at = event.at
         else:
             shard.settle(event)
             if live is MISSED:
@@ -208,11 +219,6 @@ class Detector:
         if shard.unlearned_settled >= RELEARN_EVERY and (learned := shard.relearn(event.at)):
             findings.append(learned)
         return findings
-
-    def _feel(self, rounds: float, shard: "_Shard", at: float) -> None:
-        """Weigh soon what may matter."""
-        if rounds >= FELT or shard.blind:
-            self._failed_at = at
 
     def _lenient(self, now: float) -> "_Lens":
         return _Lens(now - self._allowance_s, overdue_only=True)
@@ -418,11 +424,12 @@ class _Shard:
         pooled = Silences(prior=None)
         self._paths = {
             route: _Path(
+                place,
                 Silences(prior=pooled),
                 Latencies(detection.tolerated_latency_s),
                 [tally for _, tally in self._tallies_of(Aspect.ARRIVAL, route)],
             )
-            for route in routes
+            for place, route in enumerate(routes)
         }
         self._open: dict[tuple[HeartbeatId, Route], _Beat] = {}
         self._session_slot = -1
@@ -431,10 +438,13 @@ class _Shard:
     def _begin_anew(self) -> None:
         self._good_rounds = Rounds()
         self._live = [
-            _LiveStream(group, weight, self._good_rounds) for group, weight in self._live_weights.items()
+            _LiveStream(
+                group, [self._paths[route].place for route in group.routes], weight, self._good_rounds
+            )
+            for group, weight in self._live_weights.items()
         ]
         self._rounds: deque[_Round] = deque()
-        self._newest = _Round(-1, 1.0, closed=True)
+        self._newest = _Round(-1, 0, 1.0, closed=True)
         self.unlearned_settled = self._unlearned_missed = 0
 
     def page(self, kinds: Collection[Kind]) -> None:
@@ -453,19 +463,19 @@ class _Shard:
     def expect(self, event: Outcome) -> None:
         """Put the heartbeat into the round of its slot. A late-comer, whose slot has passed, is a round of its own:
         what a closed round proves must not be changed by who joins."""
-        slot, newest = self._slot(event.due_at), self._newest
+        route, slot, newest = event.route, self._slot(event.due_at), self._newest
+        path = self._paths[route]
         if slot < newest.slot:
             round_ = self._begin(slot, closed=True)
-        elif slot > newest.slot or newest.closed or event.route in newest.beats:
+        elif slot > newest.slot or newest.closed or newest.beats[path.place] is not None:
             newest.closed = True
             self._newest = round_ = self._begin(slot, closed=False)
         else:
             round_ = newest
-        route = event.route
-        beat = _Beat(event.due_at, self._paths[route], round_)
-        round_.beats[route] = beat
+        round_.beats[path.place] = beat = _Beat(event.due_at, path, round_)
+        round_.joined += 1
         round_.pending += 1
-        if len(round_.beats) == self._routes:
+        if round_.joined == self._routes:
             round_.closed = True
         self._open[event.heartbeat, route] = beat
 
@@ -495,8 +505,9 @@ class _Shard:
         # Not its latency: an arrival is kept back until the send is answered, and silence lasts as long as that.
         path.silences.learn(event.at - event.due_at)
         for tally in path.arrivals:
-            if slot > tally.slot:
-                tally.take(slot)
+            if tally.slot < slot:
+                tally.slot = slot
+                tally.number += 1
         if event.latency_s is None:
             return 0.0, None
         beyond_q95, beyond_q99 = path.latencies.exceeded(event.latency_s)
@@ -527,7 +538,7 @@ class _Shard:
         return floor(due_at / self._period_s + 1e-6)
 
     def _begin(self, slot: int, closed: bool) -> "_Round":
-        round_ = _Round(slot, self.losses.tolerated, closed)
+        round_ = _Round(slot, self._routes, self.losses.tolerated, closed)
         self._rounds.append(round_)
         return round_
 
@@ -565,8 +576,9 @@ class _Shard:
         if tried is None:
             tried = self._tried[event.aspect][event.route] = self._tallies_of(event.aspect, event.route)
         for _, tally in tried:
-            if slot > tally.slot:
-                tally.take(slot)
+            if tally.slot < slot:
+                tally.slot = slot
+                tally.number += 1
         if event.failed is not None:
             streams = self._streams[event.failed]
             probability = streams.probability(event)
@@ -620,7 +632,7 @@ class _Shard:
 
     @property
     def blind(self) -> bool:
-        return self.tier is not Tier.PAGE and self.unmeasured_rounds >= UNMEASURED_ROUNDS
+        return self.unmeasured_rounds >= UNMEASURED_ROUNDS and self.tier is not Tier.PAGE
 
     def lose_sight(self, now: float) -> Alarm:
         """No heartbeat has counted, for or against the shard, for so long that nobody can call it healthy."""
@@ -662,12 +674,7 @@ class _Tally(Rounds):
     def __init__(self) -> None:
         super().__init__()
         self.slot = -1
-        """The last one."""
-
-    def take(self, slot: int) -> None:
-        """Call it for a slot that is later than the last."""
-        self.slot = slot
-        self.number += 1
+        """The last one that was counted."""
 
 
 _Tried = list[tuple[tuple[str, ...], _Tally]]
@@ -751,35 +758,33 @@ class _LiveStream:
     """Settled rounds are folded into the scores; the open ones are replayed on top of them whenever somebody asks, each
     with the surprise of its silence so far."""
 
-    def __init__(self, group: Group, weight: float, good_rounds: Rounds) -> None:
+    def __init__(self, group: Group, places: Sequence[int], weight: float, good_rounds: Rounds) -> None:
+        """`places`: where in a round the group's routes have their heartbeats."""
         self.weight = weight
         self._group = group
+        self._places = places
         self._stream = Stream(good_rounds, since=good_rounds.number)
 
     def fold(self, round_: "_Round") -> None:
         """A round in which not all of the shard arrived."""
-        surprise = round_.surprise(self._group.routes, SETTLED)
+        surprise = round_.surprise(self._places, SETTLED)
         if surprise == 0:
             self._stream.good()
         elif surprise is not None:
-            self._stream.bad(surprise, *round_.missing(self._group.routes))
+            self._stream.bad(surprise, *round_.missing(self._places))
 
     def scores(self, rounds: Iterable["_Round"], lens: "_Lens") -> Scores:
         return self._stream.scores(
-            [
-                surprise
-                for round_ in rounds
-                if (surprise := round_.surprise(self._group.routes, lens)) is not None
-            ]
+            [surprise for round_ in rounds if (surprise := round_.surprise(self._places, lens)) is not None]
         )
 
     def read(self, rounds: Iterable["_Round"], lens: "_Lens") -> _Reading:
         opened, number = list[Miss](), 0
         for round_ in rounds:
-            surprise = round_.surprise(self._group.routes, lens)
+            surprise = round_.surprise(self._places, lens)
             number += surprise is not None
             if surprise is not None and surprise > 1:
-                opened.append(Miss(number, *round_.missing(self._group.routes), surprise))
+                opened.append(Miss(number, *round_.missing(self._places), surprise))
         onset_at, loss = self._stream.onset(opened, len(self._group.routes))
         return _Reading(self._group, self.weight, mean(self.scores(rounds, lens)), onset_at, loss)
 
@@ -787,6 +792,8 @@ class _LiveStream:
 class _Path(Struct, frozen=True, eq=False):
     """What a route has taught, and the tallies that count its arrivals."""
 
+    place: int
+    """In every round."""
     silences: Silences
     latencies: Latencies
     arrivals: list[_Tally]
@@ -814,19 +821,21 @@ class _Beat(Struct, eq=False):
 class _Round:
     """The heartbeats of the shard in one slot of the schedule, and what each group of routes has to show in it."""
 
-    __slots__ = ("arrived", "beats", "closed", "missed", "pending", "slot", "tolerated")
+    __slots__ = ("arrived", "beats", "closed", "joined", "missed", "pending", "slot", "tolerated")
 
-    def __init__(self, slot: int, tolerated: float, closed: bool) -> None:
+    def __init__(self, slot: int, routes: int, tolerated: float, closed: bool) -> None:
         self.slot = slot
         self.tolerated = tolerated
         self.closed = closed
         """Nobody joins any more."""
-        self.beats: dict[Route, _Beat] = {}
+        self.beats: list[_Beat | None] = [None] * routes
+        """By the places of their routes."""
+        self.joined = 0
         self.pending = 0
         """Those nothing is known of yet."""
         self.arrived = self.missed = 0
 
-    def surprise(self, routes: Sequence[Route], lens: "_Lens") -> float | None:
+    def surprise(self, places: Sequence[int], lens: "_Lens") -> float | None:
         """1/P(somebody is missing, or still silent at this age, under health), by the union bound over the members;
         the members that arrived are part of the bound, for which of them did so is chance. None: nobody counts, so
         there was no such round; if it counted, be it with a surprise of 1, then an hour of excuses would be worth an
@@ -834,8 +843,9 @@ class _Round:
         joined = counted = 0
         missed = waiting = False
         newest_due_at = inf
-        for route in routes:
-            if (beat := self.beats.get(route)) is None:
+        beats = self.beats
+        for place in places:
+            if (beat := beats[place]) is None:
                 continue
             joined += 1
             if beat.live is EXCUSED:
@@ -846,7 +856,7 @@ class _Round:
             newest_due_at = beat.due_at
         if not counted:
             return None
-        if not self.closed and joined < len(routes):
+        if not self.closed and joined < len(places):
             return 1.0  # who is to come is as good as late
         if missed:
             return 1 / (counted * self.tolerated)
@@ -854,22 +864,20 @@ class _Round:
             return 0.0
         if lens.as_of <= newest_due_at:
             return 1.0  # what the sum below would say at length
-        return 1 / min(self._unlikely(routes, lens), 1.0)
+        return 1 / min(self._unlikely(places, lens), 1.0)
 
-    def _unlikely(self, routes: Sequence[Route], lens: "_Lens") -> float:
+    def _unlikely(self, places: Sequence[int], lens: "_Lens") -> float:
         return sum(
             [
                 self.tolerated + beat.late(lens)
-                for route in routes
-                if (beat := self.beats.get(route)) is not None and beat.live is not EXCUSED
+                for place in places
+                if (beat := self.beats[place]) is not None and beat.live is not EXCUSED
             ]
         )
 
-    def missing(self, routes: Sequence[Route]) -> tuple[float, int]:
+    def missing(self, places: Sequence[int]) -> tuple[float, int]:
         """Since when, and how many."""
         due_at = [
-            beat.due_at
-            for route in routes
-            if (beat := self.beats.get(route)) is not None and beat.live in SILENT
+            beat.due_at for place in places if (beat := self.beats[place]) is not None and beat.live in SILENT
         ]
         return min(due_at), len(due_at)

@@ -29,13 +29,15 @@ class Silences:
 
     def learn(self, silence_s: float) -> None:
         bucket = _bucket(silence_s)
-        teach: Silences | None = self
-        while teach is not None:
-            teach._counts[bucket] += 1
-            teach._total += 1
-            if teach._total >= SAMPLES_MAX:
-                teach._halve()
-            teach = teach._prior
+        self._counts[bucket] += 1
+        self._total += 1
+        if self._total >= SAMPLES_MAX:
+            self._halve()
+        if (prior := self._prior) is not None:
+            prior._counts[bucket] += 1
+            prior._total += 1
+            if prior._total >= SAMPLES_MAX:
+                prior._halve()
 
     def _halve(self) -> None:
         self._counts = [(count + 1) // 2 for count in self._counts]  # the tail stays

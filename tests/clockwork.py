@@ -178,12 +178,13 @@ class Rig:
             round_ = shard._begin(slot, closed=True)
             for route in routes:
                 live = Live.MISSED if route in missing else Live.ARRIVED
-                round_.beats[route] = _Beat(due_at, shard._paths[route], round_, live)
+                path = shard._paths[route]
+                round_.beats[path.place] = _Beat(due_at, path, round_, live)
             round_.missed = len(missing.intersection(routes))
             round_.arrived = len(routes) - round_.missed
             shard._fold()
             shard.relearn(due_at)
-        detector._failed_at = due_at
+        detector._failed_at, detector._due_is_known = due_at, False
         alarms = detector.advance(due_at + 0.2)
         self.alarms += alarms
         return alarms
