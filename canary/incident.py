@@ -306,11 +306,11 @@ class _Past:
         return self._flag(event) if event.aspect is Aspect.ARRIVAL else self._try(event)
 
     def _flag(self, event: Trial) -> _Step:
-        """Its passage was noted when it began, and may be settled before or after."""
+        """Its passage was noted when it began, and may be settled before or after; where it came through, the arrival knows."""
         key = event.heartbeat, event.route
         before = self._passages.get(key)
         passage = before or _Tried(event.heartbeat, event.route, event.due_at, event.labels, Live.ARRIVED)
-        after = replace(passage, failed=_and(event, passage.failed))
+        after = replace(passage, labels=event.labels, failed=_and(event, passage.failed))
         _keep(self._passages, key, after)
         return Aspect.LIVE, before, after
 

@@ -183,12 +183,10 @@ class _Owner:
         await self._settled.wait()
 
     async def _catch_up(self) -> None:
-        """All facts there are, before time is judged."""
-        while True:
-            try:
-                await self._observe(self._facts.receive_nowait())
-            except trio.WouldBlock:
-                return
+        """All facts that are there, before time is judged. Those that come meanwhile are for the next round: an agent that is
+        short of time would have none left to judge silence by."""
+        for _ in range(self._facts.statistics().current_buffer_used):
+            await self._observe(self._facts.receive_nowait())
 
     async def _observe(self, fact: Fact) -> None:
         await self._hand_on([fact, *self._watch.observe(fact)])
@@ -200,7 +198,10 @@ class _Owner:
             elif isinstance(event, Alarm):
                 self._probe(event)
             for output in self._outputs:
-                await output.send(event)
+                try:
+                    output.send_nowait(event)  # to let everybody else run once per event and output is most of the work
+                except trio.WouldBlock:
+                    await output.send(event)
 
     def _probe(self, alarm: Alarm) -> None:
         for client in self._clients:
