@@ -167,13 +167,13 @@ class _Owner:
             fact = None
             with trio.move_on_at(wake_at):
                 fact = await self._facts.receive()
-            lag_s = trio.current_time() - wake_at
-            if lag_s > STALL_S:
-                await self._observe(Stalled(trio.current_time(), lag_s))
+            now = trio.current_time()
+            if now - wake_at > STALL_S:
+                await self._observe(Stalled(now, now - wake_at))
             if fact is not None:
                 await self._observe(fact)
             await self._catch_up()
-            await self._hand_on(self._watch.advance(trio.current_time()))
+            await self._hand_on(self._watch.advance(now))
             if self._ending and not self._watch.unsettled:
                 self._settled.set()
 
@@ -183,8 +183,8 @@ class _Owner:
         await self._settled.wait()
 
     async def _catch_up(self) -> None:
-        """All facts that are there, before time is judged. Those that come meanwhile are for the next round: an agent that is
-        short of time would have none left to judge silence by."""
+        """All facts that are there, before time is judged up to now. Those that come meanwhile are for the next round, or an
+        agent that is short of time would never come to judge it."""
         for _ in range(self._facts.statistics().current_buffer_used):
             await self._observe(self._facts.receive_nowait())
 
