@@ -306,11 +306,11 @@ class _Past:
         return self._flag(event) if event.aspect is Aspect.ARRIVAL else self._try(event)
 
     def _flag(self, event: Trial) -> _Step:
-        """Its passage was noted when it began, and may be settled before or after."""
+        """Its passage was noted when it began, and may be settled before or after; where it came through, the arrival knows."""
         key = event.heartbeat, event.route
         before = self._passages.get(key)
         passage = before or _Tried(event.heartbeat, event.route, event.due_at, event.labels, Live.ARRIVED)
-        after = replace(passage, failed=_and(event, passage.failed))
+        after = replace(passage, labels=event.labels, failed=_and(event, passage.failed))
         _keep(self._passages, key, after)
         return Aspect.LIVE, before, after
 
@@ -483,6 +483,8 @@ class _Failure:
         self.stored, self.replayed = said.stored, said.replayed
         self.affected = set(said.routes)
         """Routes that failed inside the scope: their trials decide when it is over."""
+        self._sampled = set[Route]()
+        """Look-ups are samples: which of the routes inside the scope they are made on is chance, so all of these decide."""
         self._said = said
         self._shards = set(said.shards)
         self._tolerated = _tolerated(alarm, detection)
@@ -568,7 +570,9 @@ class _Failure:
 
     def _is_affected(self, tried: _Tried) -> bool:
         """All of the shard is, where no route stands out."""
-        return tried.route in self.affected or (not self.affected and tried.labels.shard in self._shards)
+        if tried.route in self.affected or tried.route in self._sampled:
+            return True
+        return not self.affected and tried.labels.shard in self._shards
 
     def _weigh_trial(self, tried: _Tried, failed: bool) -> None:
         if self.alarm is Kind.UNMEASURED:
@@ -625,6 +629,8 @@ class _Failure:
             self._kind_found = found
         self.scope, self.earlier = self._scope()
         self.affected.update(self._failing_routes())
+        if self.source is Aspect.LOOK:
+            self._sampled = set(self._routes_inside())
 
     def _scope(self) -> tuple[Scope, tuple[Scope, ...]]:
         """The scope to state now, and the earlier ones. Failures alone make it stale: what goes well after the end of a
@@ -651,6 +657,11 @@ class _Failure:
                 rate = sums.get(labels, Rate(0, 0))
                 sums[labels] = Rate(rate.missed + failed, rate.total + total)
         return sums
+
+    def _routes_inside(self) -> Iterator[Route]:
+        for (route, labels), (_, total) in self._counts.items():
+            if total and any(covers(rule, labels) for rule in self.scope.rules):
+                yield route
 
     def _failing_routes(self) -> Iterator[Route]:
         for (route, labels), (failed, _) in self._counts.items():

@@ -260,7 +260,7 @@ class Ledger:
         if passage.received_at is not None:
             self._flag(file, passage, flags | {Flag.DUPLICATED}, fact.at)
             return
-        if passage.path.is_overtaken(file.heartbeat):
+        if passage.path.is_overtaken(file):
             flags |= {Flag.REORDERED}
         passage.received_at, passage.stamp, passage.flags = fact.at, fact.stamp, flags
         passage.is_late = fact.at > file.deadline_at
@@ -583,16 +583,15 @@ class _Path(Struct, eq=False):
 
     route: Route
     receiver: Presence
-    newest_due_at: dict[str, float] = {}
+    newest_sent_at: dict[str, float] = {}
     """By channel: a chat keeps the order within one, and promises nothing between two."""
 
-    def is_overtaken(self, heartbeat: Heartbeat) -> bool:
-        """By due time: the sequence number starts anew with every run, and an earlier run's heartbeat may yet come."""
-        channel, due_at = heartbeat.shape.channel, heartbeat.due_at
-        if due_at < self.newest_due_at.get(channel, -inf):
-            return True
-        self.newest_due_at[channel] = due_at
-        return False
+    def is_overtaken(self, file: "_File") -> bool:
+        """By one that was sent when this one had long been accepted: of two that are on their way at once, either may come first."""
+        channel = file.heartbeat.shape.channel
+        newest_sent_at = self.newest_sent_at.get(channel, -inf)
+        self.newest_sent_at[channel] = max(file.sent_at, newest_sent_at)
+        return file.node is not None and file.answered_at is not None and file.answered_at < newest_sent_at
 
 
 class _Sender(Struct, eq=False):

@@ -99,19 +99,20 @@ def make_plan(config: Config, random: Random, regions: tuple[str, ...] = (), out
 
 
 def shape_of(canary: CanaryName, seq: int, channels: Sequence[str]) -> Shape:
-    """What heartbeat `seq` of this sender is like. Each sender goes through the rota of 60 shapes from a place of its own:
+    """What heartbeat `seq` of this sender is like. Each sender goes through the rota of 105 shapes from a place of its own:
 
-        channel    the second for 2 of 5, else the first
-        size       large for 1 of 4
+        channel    the second for 2 of 5, else the first; two or three in a row, for only one channel's order can be broken
+        size       large for 2 of 7
         text       unicode for 1 of 3
 
-    The three moduli have no common factor, so every combination comes up and no feature goes with another. Senders whose
-    names differ by a number stand next to each other in the rota, so their large heartbeats fall into different rounds.
+    The three moduli have no common factor, so every combination comes up and no feature goes with another; and all are odd, so
+    none goes with what befalls each second heartbeat. Senders whose names differ by a number stand next to each other in
+    the rota, so the large heartbeats of three neighbours fall into different rounds.
     """
     place = seq + sum(canary.encode())
     return Shape(
-        channel=channels[place % 5 % 2],
-        size="large" if place % 4 == 0 else "small",
+        channel=channels[place % 5 >= 3],
+        size="large" if place % 7 in (0, 3) else "small",
         text="unicode" if place % 3 == 0 else "ascii",
     )
 

@@ -39,6 +39,8 @@ class Simulation:
     jump: Callable[[float], None]
     """Move the clock by so many seconds while nothing else moves."""
     events: list[Event] = field(default_factory=list)
+    reading_s: float = 0.0
+    """So long an output takes over each event; the fleet waits for it when its queue is full."""
 
     def of(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -131,7 +133,7 @@ async def fleet_on(
         }
         nursery = await stack.enter_async_context(trio.open_nursery())
         send, receive = trio.open_memory_channel[Event](100)
-        nursery.start_soon(_record, receive, simulation.events)
+        nursery.start_soon(_record, receive, simulation)
         left = [_left_open(plan, number, offset_s) for number in range(resume)]
         fleet = Fleet(
             plan,
@@ -155,9 +157,11 @@ def _left_open(plan: Plan, number: int, offset_s: float) -> Heartbeat:
     return Heartbeat(name, sender.name, sender.shard, number, due_at, due_at + offset_s)
 
 
-async def _record(events: trio.MemoryReceiveChannel[Event], into: list[Event]) -> None:
+async def _record(events: trio.MemoryReceiveChannel[Event], simulation: Simulation) -> None:
     async for event in events:
-        into.append(event)
+        simulation.events.append(event)
+        if simulation.reading_s:
+            await trio.sleep(simulation.reading_s)
 
 
 async def _play(timeline: Timeline, simulation: Simulation) -> None:

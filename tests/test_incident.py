@@ -420,6 +420,23 @@ def test_of_what_arrived_the_altered_are_counted_once(after: bool) -> None:
     assert case.incident.scope.rules == (Rule(((),), Rate(4, 4)),)
 
 
+def test_what_arrived_on_another_session_than_it_was_sent_to_is_counted_where_it_arrived() -> None:
+    story = Story()
+    route, labels = next(iter(passages(story.places, story.builds).items()))
+    gone = replace(labels, receiver=replace(labels.receiver, node="unknown", build="unknown"))
+    for number in range(40):
+        heartbeat, at = HeartbeatId(f"1.{route.sender}.{number}"), float(number)
+        began = Outcome(heartbeat, route, Live.EXPECTED, at, at, None, labels if number > 4 else gone)
+        came = replace(began, live=Live.ARRIVED if number > 4 else Live.EXCUSED)
+        for event in (began, came, Trial(Aspect.ARRIVAL, Kind.CORRUPTED, route, at, at, labels, heartbeat)):
+            story.incidents.observe(event)
+    story.now = 40
+    story.page("us", onset_at=0, kind=Kind.CORRUPTED)
+    case = story.incidents._case
+    assert case is not None
+    assert case._failures[Kind.CORRUPTED]._cells() == {labels: Rate(40, 40)}
+
+
 def test_what_did_not_arrive_cannot_have_arrived_wrong() -> None:
     story = Story(tries={Aspect.ARRIVAL: from_us_0(Kind.DUPLICATED)})
     story.loss = lambda labels: float(labels.shard == "sg")

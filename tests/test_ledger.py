@@ -757,6 +757,17 @@ def test_a_heartbeat_that_a_later_one_overtook_is_flagged_on_that_route_alone():
     assert rig.settled(first, SENDER)[-1].flags == frozenset()
 
 
+def test_of_two_that_are_on_their_way_at_once_either_may_come_first():
+    rig = Rig()
+    first = rig.send(answered=False)
+    rig.until(1)
+    second = rig.send()
+    rig.hear(second, FAR)
+    rig.ack(first)
+    rig.hear(first, FAR)
+    assert flags(rig, first) == frozenset()
+
+
 def test_a_sequence_that_starts_anew_with_the_agent_is_no_reordering():
     rig = Rig()
     left = Heartbeat(HeartbeatId("old.one.900"), SENDER, "us-east", 900, due_at=-1, due_wall=-1)

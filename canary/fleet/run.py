@@ -183,10 +183,11 @@ class _Owner:
                 with trio.move_on_at(tick_at if deadline is None else min(deadline, tick_at)):
                     fact = await self._facts.receive()
                 await self._look()
+                now = trio.current_time()
                 if fact is not None:
                     await self._observe(fact)
-                if await self._catch_up() or fact or deadline is None or deadline <= self.check.looked_at:
-                    await self._advance()
+                if await self._catch_up() or fact or deadline is None or deadline <= now:
+                    await self._advance(now)
 
     async def wait_settled(self) -> None:
         """Return when every fact is judged and every heartbeat settled."""
@@ -194,24 +195,22 @@ class _Owner:
         await self._settled.wait()
 
     async def _catch_up(self) -> bool:
-        """All facts there are, before time is judged. Returns whether there were any."""
-        found = False
-        while True:
-            try:
-                fact = self._facts.receive_nowait()
-            except trio.WouldBlock:
-                return found
+        """All facts that are there, before time is judged up to now. Those that come meanwhile are for the next round, or an
+        agent that is short of time would never come to judge it. Returns whether there were any."""
+        waiting = self._facts.statistics().current_buffer_used
+        for _ in range(waiting):
+            fact = self._facts.receive_nowait()
             await self._look()  # wherever the process stood still, that goes before what was made of it
             await self._observe(fact)
-            found = True
+        return waiting > 0
 
     async def _look(self) -> None:
         for stalled in self.check.look(self._clocks.read()):
             await self._observe(stalled)
 
-    async def _advance(self) -> None:
+    async def _advance(self, now: float) -> None:
         await self._look()
-        await self._hand_on(self._watch.advance(trio.current_time()))
+        await self._hand_on(self._watch.advance(now))
         if self._ending and not self._watch.unsettled:
             self._settled.set()
 
@@ -226,7 +225,12 @@ class _Owner:
             elif isinstance(event, Alarm):
                 self._probe(event)
             for output in self._outputs:
-                await output.send(event)
+                try:
+                    output.send_nowait(
+                        event
+                    )  # to let everybody else run once per event and output is most of the work
+                except trio.WouldBlock:
+                    await output.send(event)
 
     def _probe(self, alarm: Alarm) -> None:
         for client in self._clients:

@@ -34,6 +34,7 @@ class _FaultText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     page_within: str | None = None
     counts_from: Literal["start", "withheld"] = "start"
+    until: Literal["said", "over"] = "over"
     well_for: str = "4s"
     regions: list[str] = []
 
@@ -100,6 +101,8 @@ class Fault:
     counts_from: str
     """When its first effect is, by the cluster's log: `start`, when the first node is ready on its build, or it begins
     from outside; `withheld`, with the first delivery withheld after that."""
+    until: str
+    """How long it is listened to: until it is `said`, or until it is called `over`."""
 
     @property
     def made_by(self) -> str:
@@ -191,4 +194,5 @@ def _fault(name: str, fault: _FaultText, cluster: ClusterShape) -> Fault:
         reason=fault.reason,
         page_within_s=seconds(fault.page_within) if fault.page_within else None,
         counts_from=fault.counts_from,
+        until=fault.until,
     )

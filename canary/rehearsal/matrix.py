@@ -213,7 +213,7 @@ def _failures(heard: Heard, score: FaultScore, effect: float | None, last: Incid
         failures.append(
             f"PAGE came after {score.flagged_after_s:.1f} s; at most {fault.page_within_s:g} s were due"
         )
-    if last.resolved_wall is None:
+    if last.resolved_wall is None and fault.until == "over":
         failures.append(f"it was not called over within {RESOLVED_WITHIN_S:g} s")
     return failures
 

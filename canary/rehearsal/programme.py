@@ -132,8 +132,9 @@ async def _play_lane(programme: Programme, repertoire: _Repertoire, lane: int) -
 
 
 def _left_well(heard: Heard) -> bool:
+    """What nobody has waited for, the next play will: its fleet must be well first."""
     return not heard.trouble and all(
-        change.incident.resolved_wall is not None
+        heard.fault.until == "said" or change.incident.resolved_wall is not None
         for change in {change.incident.id: change for change in heard.changes}.values()
     )
 
@@ -285,6 +286,8 @@ class _Director:
                 await self.stage.order(*order)
         except StageError as error:
             self.trouble = str(error)
+            return
+        if ear.has_open_incident and fault.until == "said":
             return
         self.tell("until it is called over")
         if not ear.has_open_incident:

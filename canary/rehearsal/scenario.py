@@ -81,23 +81,26 @@ class Reach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScopeTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A conjunction that must be the only explanation, or one among several; or several of which one must be."""
+    """A conjunction that must be the only explanation, or one among several; or several of which one must be, or all."""
 
     exactly: str = ""
     among: str = ""
     any_of: list[str] = []
+    all_of: list[str] = []
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.exactly, self.among, self.any_of))) != 1:
-            raise ValueError("give either `exactly` or `among` or `any_of`")
+        if sum(map(bool, (self.exactly, self.among, self.any_of, self.all_of))) != 1:
+            raise ValueError("give either `exactly` or `among` or `any_of` or `all_of`")
 
     def __str__(self) -> str:
-        return self.exactly or self.among or " or ".join(self.any_of)
+        return self.exactly or self.among or " or ".join(self.any_of) or " and ".join(self.all_of)
 
     def fits(self, said: Sequence[str]) -> bool:
         """Whether the explanations, best first, are what they must be."""
         if self.exactly:
             return list(said) == [self.exactly]
+        if self.all_of:
+            return all(one in said for one in self.all_of)
         return any(one in said for one in (self.any_of or [self.among]))
 
 

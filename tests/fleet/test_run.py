@@ -17,6 +17,7 @@ from canary.drivers.memory import GOOD, Build, MemoryNetwork
 from canary.drivers.stream import open_driver
 from canary.events import (
     Alarm,
+    Aspect,
     Attached,
     AuditDue,
     Blind,
@@ -35,6 +36,7 @@ from canary.events import (
     Skipped,
     Stalled,
     Tier,
+    Trial,
     Verdict,
 )
 from canary.fleet.auditor import keep_auditing
@@ -148,6 +150,28 @@ def test_a_stalled_agent_voids_what_it_did_not_see_and_pages_nobody():
     assert simulation.of(Stalled)
     assert simulation.pages() == []
     assert set(simulation.verdicts()) <= {Verdict.DELIVERED, Verdict.VOID, Verdict.LATE, Verdict.DETACHED}
+
+
+def test_time_is_judged_also_while_facts_come_faster_than_they_are_taken():
+    async def timeline(simulation: Simulation) -> None:
+        await trio.sleep(3)
+        simulation.reading_s = 0.01
+        await trio.sleep(8)
+        simulation.reading_s = 0.0
+
+    simulation = simulate(timeline)
+    waits = [
+        later.at - event.at
+        for canary in simulation.plan.canaries
+        for event, later in itertools.pairwise(
+            trial
+            for trial in simulation.of(Trial)
+            if trial.aspect is Aspect.SESSION and trial.route.sender == canary.name
+        )
+    ]
+    assert max(waits) > 1.1  # it was too slow
+    assert max(waits) < 4  # and judged all the same
+    assert simulation.pages() == []
 
 
 def test_what_an_earlier_run_left_open_is_looked_up_and_never_called_a_loss():

@@ -439,11 +439,15 @@ class Jury(Judge):
         return moment if moment.told > landing.told else landing
 
     def is_overtaken(self, route: Route, moment: Moment) -> bool:
-        """Had a heartbeat that was due later come before, on this route and channel?"""
+        """Had another come before, on this route and channel, that was sent after this one had been accepted?"""
+        acked = self.acked_by(moment)
+        if acked is None:
+            return False
         for other in heartbeats_of(self.history):
             if (other.sender, other.shape.channel) == (route.sender, self.heartbeat.shape.channel):
-                heard = Jury(self.history, other, route, self.closed).received(route.receiver)
-                if heard and heard[0][0].told < moment.told and other.due_at > self.heartbeat.due_at:
+                jury = Jury(self.history, other, route, self.closed)
+                heard = jury.received(route.receiver)
+                if heard and heard[0][0].told < moment.told and jury.sent_at() > acked.at:
                     return True
         return False
 

@@ -59,6 +59,7 @@ class Play:
 
     fault: str = "bad"
     counts_from: str = "start"
+    until: str = "over"
     said: list[IncidentChanged] = field(default_factory=list)
     healed: float | None = 30.0
     trouble: str = ""
@@ -112,6 +113,7 @@ class Play:
 
     def score(self) -> FaultScore:
         text = TEXT.replace('page_within = "7s"', f'page_within = "7s"\ncounts_from = "{self.counts_from}"')
+        text = text.replace('page_within = "7s"', f'page_within = "7s"\nuntil = "{self.until}"')
         (fault,) = parse_catalogue(text).only([self.fault]).faults
         heard = Heard(fault, 0.0, 10.0, self.healed, 50.0, tuple(self.said), 99, self.trouble)
         return score_play(heard, self.truth() if self.effects else Truth((), ()))
@@ -146,6 +148,10 @@ def test_a_fleet_that_says_what_it_must_passes():
 
 def test_a_fault_that_takes_its_time_counts_from_the_first_delivery_withheld_on_its_shard():
     assert Play(counts_from="withheld").incident().score().flagged_after_s == 4.0
+
+
+def test_a_fault_that_is_listened_to_until_it_is_said_need_not_be_called_over():
+    assert Play(until="said").incident(resolved=None).score().ok
 
 
 def test_a_fault_from_outside_counts_from_its_beginning():
