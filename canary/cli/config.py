@@ -41,8 +41,10 @@ def config(config_path: str, as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(_plan_table(plan))
     for promise in promised:
-        console.print("", _promise_table(promise))
-    console.print("", _small_print(plan))
+        console.print()
+        console.print(_promise_table(promise))
+    console.print()
+    console.print(_small_print(plan))
 
 
 def _budgets(plan: Plan) -> dict[str, float]:
@@ -84,9 +86,7 @@ def _promise_table(promise: Promise) -> Table:
     """Losses down, what they reach across."""
     shards = promise.shards
     where = f"each of {len(shards)} shards" if len(shards) > 3 else ", ".join(shards)
-    table = Table(
-        title=f"{where}: seconds to SUSPECT and to PAGE, on average / in 9 of 10 cases at most", box=None
-    )
+    table = Table(title=f"seconds to SUSPECT and PAGE on {where}: mean / 9 of 10 within", box=None)
     table.add_column("lost")
     for reach in Reach:
         table.add_column(f"{reach.value}\nSUSPECT", justify="right")

@@ -16,6 +16,7 @@ from math import inf, log
 from random import Random
 
 from canary.config import Detection, Heartbeats
+from canary.detector import QUIET_S
 from canary.events import (
     Acked,
     Alarm,
@@ -127,7 +128,9 @@ class Month:
     def _stalls(self) -> Iterator[Trouble]:
         for route in self.routes:
             for begins_at in self._moments(self.life.stalls_per_route_day):
-                yield Trouble(begins_at, begins_at + self.random.expovariate(1), frozenset({route}), True)
+                lasts_s = self.random.expovariate(1)
+                if lasts_s > QUIET_S:  # shorter ones nobody weighs
+                    yield Trouble(begins_at, begins_at + lasts_s, frozenset({route}), True)
 
     def _restarts(self) -> Iterator[Trouble]:
         receivers = sorted({route.receiver for route in self.routes})
