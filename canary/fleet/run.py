@@ -199,7 +199,9 @@ class _Owner:
                 self._probe(event)
             for output in self._outputs:
                 try:
-                    output.send_nowait(event)  # to let everybody else run once per event and output is most of the work
+                    output.send_nowait(
+                        event
+                    )  # to let everybody else run once per event and output is most of the work
                 except trio.WouldBlock:
                     await output.send(event)
 
