@@ -31,6 +31,7 @@ from canary.events import (
     FAILED,
     Alarm,
     Aspect,
+    CanaryName,
     Change,
     HeartbeatId,
     Incident,
@@ -483,8 +484,8 @@ class _Failure:
         self.stored, self.replayed = said.stored, said.replayed
         self.affected = set(said.routes)
         """Routes that failed inside the scope: their trials decide when it is over."""
-        self._sampled = set[Route]()
-        """Look-ups are samples: which of the routes inside the scope they are made on is chance, so all of these decide."""
+        self._senders, self._receivers = set[CanaryName](), set[CanaryName]()
+        """All routes of these decide as well: see `_ends`."""
         self._said = said
         self._shards = set(said.shards)
         self._tolerated = _tolerated(alarm, detection)
@@ -570,7 +571,8 @@ class _Failure:
 
     def _is_affected(self, tried: _Tried) -> bool:
         """All of the shard is, where no route stands out."""
-        if tried.route in self.affected or tried.route in self._sampled:
+        route = tried.route
+        if route in self.affected or route.sender in self._senders or route.receiver in self._receivers:
             return True
         return not self.affected and tried.labels.shard in self._shards
 
@@ -630,7 +632,7 @@ class _Failure:
         self.scope, self.earlier = self._scope()
         self.affected.update(self._failing_routes())
         if self.source is Aspect.LOOK:
-            self._sampled = set(self._routes_inside())
+            self._senders, self._receivers = self._ends()
 
     def _scope(self) -> tuple[Scope, tuple[Scope, ...]]:
         """The scope to state now, and the earlier ones. Failures alone make it stale: what goes well after the end of a
@@ -658,10 +660,14 @@ class _Failure:
                 sums[labels] = Rate(rate.missed + failed, rate.total + total)
         return sums
 
-    def _routes_inside(self) -> Iterator[Route]:
-        for (route, labels), (_, total) in self._counts.items():
-            if total and any(covers(rule, labels) for rule in self.scope.rules):
-                yield route
+    def _ends(self) -> tuple[set[CanaryName], set[CanaryName]]:
+        """Look-ups are samples: where the scope speaks of one end alone, who was at the other was chance."""
+        names = " ".join(name for rule in self.scope.rules for name, _ in rule.conjunctions[0])
+        if "same_" in names or ("sender" in names and "receiver" in names):
+            return set(), set()
+        if "receiver" in names:
+            return set(), {route.receiver for route in self.affected}
+        return {route.sender for route in self.affected}, set()
 
     def _failing_routes(self) -> Iterator[Route]:
         for (route, labels), (failed, _) in self._counts.items():

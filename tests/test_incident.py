@@ -461,6 +461,29 @@ def test_a_look_up_that_stays_without_success_is_one_failure_of_either_kind() ->
     assert story.incident.also == (Kind.STALE,)
 
 
+def test_whoever_looks_up_what_a_sender_lost_can_see_that_it_loses_no_more() -> None:
+    """Those that miss a heartbeat look it up, the first of them for all; once it is heard anybody does."""
+    story = Story(detection=Detection(resolve_hold_s=5))
+    looks = {
+        route: labels
+        for route, labels in passages(story.places, story.builds).items()
+        if labels.shard == "us"
+    }
+    *others, first = sorted({route.receiver for route in looks})
+    for second in range(40):
+        is_broken = second < 5
+        for route, labels in looks.items():
+            from_ill = labels.sender.node == "us-0"
+            if route.receiver == (first if is_broken or not from_ill else others[second % len(others)]):
+                story.tell(Aspect.LOOK, Kind.LOST if is_broken and from_ill else None, route, labels)
+        story.play(1)
+        if second == 4:
+            story.page("us", onset_at=0, kind=Kind.LOST, loss=1.0)
+    assert where(story.incident.scope) == ("sender.node=us-0", Rate(5, 5), Rate(0, 10))
+    assert story.changes[-1].change is Change.RESOLVED
+    assert "lost on 1 routes" in story.changes[-1].reason
+
+
 def test_the_gravest_kind_names_the_incident_and_says_what_it_was_so_far() -> None:
     story = Story(tries={Aspect.LOOK: from_us_0(Kind.STALE), Aspect.SEND: from_us_0(Kind.UNACKED)})
     story.play(5)

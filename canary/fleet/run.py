@@ -228,7 +228,7 @@ class _Owner:
                 try:
                     output.send_nowait(
                         event
-                    )  # to let everybody else run once per event and output is most of the work
+                    )  # letting everybody else run each time would be most of the work
                 except trio.WouldBlock:
                     await output.send(event)
 

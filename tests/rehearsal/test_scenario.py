@@ -8,6 +8,7 @@ import cluster.faults
 from canary.config import ConfigError
 from canary.rehearsal.scenario import FAULTS, LINK_FAULTS, ScopeTest, parse_scenario
 
+EITHER = "give either `exactly` or `among` or `any_of` or `all_of`"
 SCENARIOS = sorted((Path(__file__).parent.parent.parent / "scenarios").glob("*.toml"))
 TEXT = """\
 title = "t"
@@ -116,12 +117,8 @@ def test_pace_divides_waits_and_pauses_and_leaves_what_is_expected():
         ("nodes = 3", "nodes = 0", ">= 1 - at `$.cluster.nodes`"),
         ('["east"]', "[]", "at `$.cluster.regions`"),
         ('"undelivered"', '"undelivred"', "Invalid enum value 'undelivred' - at `$.expect.kind`"),
-        ("{ exactly", '{ among = "x", exactly', "give either `exactly` or `among` or `any_of` or `all_of`"),
-        (
-            '{ exactly = "sender.build=bad" }',
-            "{}",
-            "give either `exactly` or `among` or `any_of` or `all_of`",
-        ),
+        ("{ exactly", '{ among = "x", exactly', EITHER),
+        ('{ exactly = "sender.build=bad" }', "{}", EITHER),
         ('title = "t"', "", "missing required field `title`"),
         ('title = "t"', "title = t", "Invalid value"),
     ],
@@ -132,3 +129,10 @@ def test_a_mistake_is_an_error_that_names_scenario_and_place(before: str, after:
         parse_scenario("mine", TEXT.replace(before, after, 1))
     assert str(caught.value).startswith("scenario mine: ")
     assert error in str(caught.value)
+
+
+def test_where_it_must_be_seen_can_be_several_places_at_once():
+    test = ScopeTest(all_of=["size=large", "same_node=no"])
+    assert str(test) == "size=large and same_node=no"
+    assert test.fits(["same_node=no", "sender.build=bad", "size=large"])
+    assert not test.fits(["same_node=no", "sender.build=bad"])
