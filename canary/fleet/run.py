@@ -225,10 +225,9 @@ class _Owner:
             elif isinstance(event, Alarm):
                 self._probe(event)
             for output in self._outputs:
+                # To let everybody else run for each event and output would be most of the work.
                 try:
-                    output.send_nowait(
-                        event
-                    )  # letting everybody else run each time would be most of the work
+                    output.send_nowait(event)
                 except trio.WouldBlock:
                     await output.send(event)
 

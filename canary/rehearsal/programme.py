@@ -93,11 +93,11 @@ async def play_catalogue(programme: Programme) -> list[FaultScore]:
 
 
 class _Repertoire:
-    """Which plays are left, the longest first, so that no lane has a long one left at the end; and what was heard."""
+    """Which plays are left, the longest and largest first, so that no lane has one left at the end; and what was heard."""
 
     def __init__(self, programme: Programme) -> None:
         plays = list(enumerate(programme.catalogue.faults * programme.repeat))
-        self.left = sorted(plays, key=lambda play: -play[1].well_s - play[1].lasts_s)
+        self.left = sorted(plays, key=lambda play: -_size(play[1]))
         self.played: list[tuple[Path, list[tuple[int, Heard]]]] = []
         self.clusters = 0
 
@@ -108,6 +108,11 @@ class _Repertoire:
                 self.left.remove(play)
                 return play
         return None
+
+
+def _size(fault: Fault) -> float:
+    """Seconds, of so many regions."""
+    return (fault.well_s + fault.lasts_s) * len(fault.cluster.regions)
 
 
 async def _play_lane(programme: Programme, repertoire: _Repertoire, lane: int) -> None:
