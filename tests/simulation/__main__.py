@@ -87,7 +87,9 @@ def tell_all(report: Report) -> int:
     print(report.options)
     print(f"history {report.digest}, {report.lives} lives of the agent, {report.incidents} incidents")
     print("troubles: " + counted(report.troubles))
-    print("verdicts: " + counted(Counter({verdict.value: count for verdict, count in report.verdicts.items()})))
+    print(
+        "verdicts: " + counted(Counter({verdict.value: count for verdict, count in report.verdicts.items()}))
+    )
     print(line(report, ""))
     for text in report.failures:
         print(f"  {text}")
@@ -99,8 +101,13 @@ def sum_up(reports: list[Report], took_s: float) -> int:
     verdicts = sum((report.verdicts for report in reports), Counter[Verdict]())
     pages, incidents = sum(report.pages for report in reports), sum(report.incidents for report in reports)
     print(f"\n{hours:.0f} simulated hours in {took_s:.0f} s, {hours / cpu_s:.1f} per second of one core")
-    print(f"{sum(verdicts.values())} verdicts: " + counted(Counter({one.value: n for one, n in verdicts.items()})))
-    print(f"{pages} pages in {incidents} incidents of {sum((report.troubles for report in reports), Counter[str]()).total()} troubles")
+    print(
+        f"{sum(verdicts.values())} verdicts: "
+        + counted(Counter({one.value: n for one, n in verdicts.items()}))
+    )
+    print(
+        f"{pages} pages in {incidents} incidents of {sum((report.troubles for report in reports), Counter[str]()).total()} troubles"
+    )
     failed = sorted((report for report in reports if report.failures), key=lambda report: report.options.seed)
     for report in failed:
         print(f"\nseed {report.options.seed} failed; play it again with: make sim SEED={report.options.seed}")

@@ -265,7 +265,6 @@ class DirectSession:
             self._ended, self._ended_at = reason, trio.current_time()
             self._poke.set()
 
-
     def darken(self) -> None:
         self._dark = Spell(trio.current_time())
         self._world.truth.dark[self.canary.name].append(self._dark)
@@ -338,7 +337,9 @@ class Chat:
             await trio.sleep(HELLO_S)
             raise AttachError(f"{canary.url} opened a websocket and said no hello")
         if self._world.random.random() < node.build.refused / 10:
-            raise Unauthorized(f"{canary.url} refused us: HTTP 401, code 40: Token is expired", "set the clock")
+            raise Unauthorized(
+                f"{canary.url} refused us: HTTP 401, code 40: Token is expired", "set the clock"
+            )
         self._connections += 1
         session = DirectSession(self._world, node, canary, f"{node.name}-{self._connections}")
         node.sessions.append(session)
@@ -400,7 +401,11 @@ class Chat:
         await self._hop(canary, node)
         if not node.up:
             raise Unreachable(f"nothing answers at {canary.url}: connection refused")
-        gates = [self._world.links[canary.region, self._shard], node.hands, *([node.mouth] if upgrade else [])]
+        gates = [
+            self._world.links[canary.region, self._shard],
+            node.hands,
+            *([node.mouth] if upgrade else []),
+        ]
         if any(gate.closed_at is not None for gate in gates):
             with trio.move_on_after(within_s):
                 for gate in gates:
@@ -442,11 +447,21 @@ class Chat:
             if node.shard == self._shard:
                 for session in node.sessions:
                     # Mostly all at once: the fewer the moments, the cheaper the simulation.
-                    at = now + hop_s(session.far) if self._world.random.random() < 0.1 else arrives_at[session.far]
+                    at = (
+                        now + hop_s(session.far)
+                        if self._world.random.random() < 0.1
+                        else arrives_at[session.far]
+                    )
                     self._hand(origin, node, session, name, body, at)
 
     def _hand(
-        self, origin: Node, node: Node, session: DirectSession, name: HeartbeatId, body: dict[str, Any], at: float
+        self,
+        origin: Node,
+        node: Node,
+        session: DirectSession,
+        name: HeartbeatId,
+        body: dict[str, Any],
+        at: float,
     ) -> None:
         build, random = origin.build, self._world.random
         withheld = next(self._withholds(origin, node), "")

@@ -38,7 +38,9 @@ from tests.properties import test_ledger_against_judge as properties
 from tests.simulation.play import Life, Run
 from tests.simulation.trouble import Trouble
 
-FACTS = Sent | Resumed | Acked | Refused | Unanswered | Received | Looked | Attached | Detached | Alive | Stalled
+FACTS = (
+    Sent | Resumed | Acked | Refused | Unanswered | Received | Looked | Attached | Detached | Alive | Stalled
+)
 
 FLAGGED_ROUNDS = 12
 """A loss of all that some route carries pages within so many rounds and the deadline, a restart at its begin included."""
@@ -76,7 +78,9 @@ def settled_once(run: Run) -> Iterator[str]:
         findings: list[Finding] = [event for _, event in life.events if not isinstance(event, FACTS)]
         closed = {event.heartbeat.id for event in findings if isinstance(event, Closed)}
         whole = [
-            event for event in findings if not isinstance(event, Outcome | Settled) or event.heartbeat in closed
+            event
+            for event in findings
+            if not isinstance(event, Outcome | Settled) or event.heartbeat in closed
         ]
         try:
             properties.every_expectation_ends_once(whole)
@@ -151,11 +155,21 @@ def _facts(life: Life) -> _Facts:
 def judged(run: Run) -> Iterator[str]:
     """Every verdict, and the last that the detector heard, is the judge's. Left out: heartbeats under way while the agent
     stood still, for the judge takes time to be told when it is due."""
-    properties.TIMES, properties.NAMES = run.config.heartbeat, tuple(canary.name for canary in run.plan.canaries)
-    routes = {canary.name: [one for one in run.plan.routes if one.sender == canary.name] for canary in run.plan.canaries}
+    properties.TIMES, properties.NAMES = (
+        run.config.heartbeat,
+        tuple(canary.name for canary in run.plan.canaries),
+    )
+    routes = {
+        canary.name: [one for one in run.plan.routes if one.sender == canary.name]
+        for canary in run.plan.canaries
+    }
     for life in run.lives:
         facts = _facts(life)
-        verdicts, lives, closed = dict[tuple[HeartbeatId, Route], Verdict](), dict[tuple[HeartbeatId, Route], Live](), set()
+        verdicts, lives, closed = (
+            dict[tuple[HeartbeatId, Route], Verdict](),
+            dict[tuple[HeartbeatId, Route], Live](),
+            set(),
+        )
         for _, event in life.events:
             match event:
                 case Settled():
@@ -171,7 +185,9 @@ def judged(run: Run) -> Iterator[str]:
             if any(stall.touches(opening.heartbeat.due_at, until_at) for stall in run.stalls):
                 continue
             for route in routes[opening.heartbeat.sender]:
-                judge = properties.Judge(facts.history(name, route.receiver, until_at), opening.heartbeat, route)
+                judge = properties.Judge(
+                    facts.history(name, route.receiver, until_at), opening.heartbeat, route
+                )
                 said = verdicts.get((name, route)), lives.get((name, route))
                 if said != (should := (judge.verdict(), judge.live())):
                     yield f"{name} to {route.receiver}: said {_words(said)}, the judge {_words(should)}"
@@ -254,7 +270,9 @@ def _unheard(run: Run, heard: dict[tuple[HeartbeatId, CanaryName], list[float]])
     deaths = [trouble.from_at for trouble in run.troubles if trouble.kind == "killed and restarted"]
     for (name, canary), delivery in run.world.truth.deliveries.items():
         told = sorted(heard.get((name, canary), []))
-        if told != sorted(delivery.heard_at) and not any(at - 1 <= death <= at + 1 for at in delivery.heard_at for death in deaths):
+        if told != sorted(delivery.heard_at) and not any(
+            at - 1 <= death <= at + 1 for at in delivery.heard_at for death in deaths
+        ):
             yield f"{name} came to {canary} at {delivery.heard_at}, told were {told}"
 
 
@@ -298,7 +316,9 @@ def flagged(run: Run) -> Iterator[str]:
         rounds = FLAGGED_ROUNDS if trouble.loss > 0.95 else FLAGGED_SOON_ROUNDS
         until_at = trouble.from_at + rounds * run.options.period_s + run.config.heartbeat.deadline_s
         alone = not any(
-            other is not trouble and other.shard in ("", trouble.shard) and other.touches(trouble.from_at, until_at)
+            other is not trouble
+            and other.shard in ("", trouble.shard)
+            and other.touches(trouble.from_at, until_at)
             for other in run.troubles
         )
         if alone and trouble.until_at >= until_at and not _in_incident(run, trouble, until_at):
@@ -310,7 +330,11 @@ def _in_incident(run: Run, trouble: Trouble, until_at: float) -> bool:
     for at, event in run.of(IncidentChanged):
         if at > until_at:
             break
-        if at >= trouble.from_at and trouble.shard in event.incident.shards and event.incident.resolved_wall is None:
+        if (
+            at >= trouble.from_at
+            and trouble.shard in event.incident.shards
+            and event.incident.resolved_wall is None
+        ):
             return True
         open_shards = event.incident.shards if event.incident.resolved_wall is None else ()
     return trouble.shard in open_shards
@@ -347,7 +371,11 @@ def entries(thing: object) -> int:
     seen, waiting, total = set[int](), deque([thing]), 0
     while waiting:
         one = waiting.popleft()
-        if id(one) in seen or isinstance(one, str | bytes | int | float | type) or callable(one) and not hasattr(one, "__dict__"):
+        if (
+            id(one) in seen
+            or isinstance(one, str | bytes | int | float | type)
+            or (callable(one) and not hasattr(one, "__dict__"))
+        ):
             continue
         seen.add(id(one))
         if isinstance(one, dict):

@@ -9,7 +9,16 @@ import pytest
 from msgspec.structs import replace
 
 from canary.events import IncidentChanged, Live, Outcome, Received, Sent, Settled, Verdict
-from tests.simulation.judgement import bounded, failures, flagged, judged, paged_with_cause, sent_once, settled_once, true
+from tests.simulation.judgement import (
+    bounded,
+    failures,
+    flagged,
+    judged,
+    paged_with_cause,
+    sent_once,
+    settled_once,
+    true,
+)
 from tests.simulation.play import Run, simulate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -71,7 +80,11 @@ def test_a_wrong_verdict_is_noticed_by_the_judge_and_by_the_truth(troubled: Run)
 
 
 def test_a_wrong_word_to_the_detector_is_noticed(troubled: Run):
-    swap(troubled, Outcome, lambda event: replace(event, live=Live.MISSED) if event.live is Live.ARRIVED else event)
+    swap(
+        troubled,
+        Outcome,
+        lambda event: replace(event, live=Live.MISSED) if event.live is Live.ARRIVED else event,
+    )
     assert list(judged(troubled))
 
 
@@ -81,7 +94,11 @@ def test_a_receipt_that_is_kept_back_is_noticed(troubled: Run):
 
 
 def test_a_heartbeat_sent_twice_is_noticed(troubled: Run):
-    swap(troubled, Sent, lambda event: event if event.heartbeat.seq else replace(event, heartbeat=second(event)))
+    swap(
+        troubled,
+        Sent,
+        lambda event: event if event.heartbeat.seq else replace(event, heartbeat=second(event)),
+    )
     assert list(sent_once(troubled))
 
 

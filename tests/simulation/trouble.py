@@ -235,7 +235,11 @@ class Bag:
         return {trouble.place}
 
     def _draw(self, lasting_s: float) -> tuple[Trouble, Play] | None:
-        free = [(trouble, play) for trouble, play in self._all(lasting_s) if not self._places(trouble) & self._taken]
+        free = [
+            (trouble, play)
+            for trouble, play in self._all(lasting_s)
+            if not self._places(trouble) & self._taken
+        ]
         kinds = sorted({trouble.kind for trouble, _ in free} & self._kinds)
         if not kinds:
             return None
@@ -246,7 +250,13 @@ class Bag:
         stage, found = self._stage, list[tuple[Trouble, Play]]()
 
         def add(
-            kind: str, place: str, shard: str, grave: bool, loss: float, play: Callable[..., Awaitable[None]], *words: object
+            kind: str,
+            place: str,
+            shard: str,
+            grave: bool,
+            loss: float,
+            play: Callable[..., Awaitable[None]],
+            *words: object,
         ) -> None:
             trouble = Trouble(kind, place, shard, grave, loss, inf)
             found.append((trouble, lambda: play(stage, *words, lasting_s)))
@@ -254,7 +264,16 @@ class Bag:
         for node in stage.world.nodes.values():
             for kind, fault in FAULTS.items():
                 build = fault.make(stage.random, stage.unit_s)
-                add(kind, node.name, node.shard, fault.grave, live_loss(build) if fault.grave else 0.0, run_build, node, build)
+                add(
+                    kind,
+                    node.name,
+                    node.shard,
+                    fault.grave,
+                    live_loss(build) if fault.grave else 0.0,
+                    run_build,
+                    node,
+                    build,
+                )
             for kind, (deed, grave) in NODE.items():
                 add(kind, node.name, node.shard, grave, 0.0, deed, node)
         for (region, shard), link in stage.world.links.items():
