@@ -6,7 +6,8 @@ gates that hold back what passes them. All waiting is trio's and all chance is d
 deterministic scheduling a seed gives one history.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -46,6 +47,7 @@ CALL_S = 5.0
 PING_EVERY_S = 2.0
 PONG_WITHIN_S = 4.0
 CLOSE_WITHIN_S = 1.0
+CHECKS_MISSED_S = 30.0
 
 ALIEN = 0.002
 """Share of deliveries that are followed by a message which is no heartbeat of this fleet."""
@@ -72,12 +74,13 @@ class Message:
 
 @dataclass(slots=True)
 class Delivery:
-    """One message and one canary that had a session when the shard handed it out."""
+    """One message and one session that was there when the shard handed it out."""
 
+    canary: CanaryName
     withheld: str
     """Why it was not handed to the socket; empty: it was."""
     heard_at: list[float] = field(default_factory=list)
-    """When its copies came off the canary's socket, as the kernel dates them."""
+    """When its copies came off the socket, as the kernel dates them."""
 
 
 @dataclass(slots=True)
@@ -94,7 +97,8 @@ class Spell:
 @dataclass(slots=True)
 class Truth:
     messages: dict[HeartbeatId, Message] = field(default_factory=dict)
-    deliveries: dict[tuple[HeartbeatId, CanaryName], Delivery] = field(default_factory=dict)
+    deliveries: dict[tuple[HeartbeatId, str], Delivery] = field(default_factory=dict)
+    """By message and connection: for a moment a canary may have two."""
     dark: dict[CanaryName, list[Spell]] = field(default_factory=dict)
     """When a canary had no session, or one over which nothing came."""
 
@@ -148,6 +152,8 @@ class Node:
     hands: Gate = field(default_factory=Gate)
     """Its answers to requests."""
     sessions: list["DirectSession"] = field(default_factory=list)
+    held: dict[CanaryName, tuple[HeartbeatId, dict[str, Any]]] = field(default_factory=dict)
+    """By sender, the message that waits to be overtaken."""
 
 
 class World:
@@ -165,8 +171,11 @@ class World:
         """Shards that accept nothing: their replicas cannot agree."""
         self.blind: set[str] = set()
         """Shards whose store and replay do not answer."""
+        self.distrusted: set[str] = set()
+        """Nodes that refuse good tokens."""
         self.loss = 0.0
         """Share of deliveries that a healthy shard loses."""
+        self._present = Counter[CanaryName]()
         self.links = {(region.name, name): Gate() for region in config.regions for name in region.watches}
         for shard in config.shards:
             for entry in shard.entries:
@@ -177,6 +186,17 @@ class World:
 
     def wall(self) -> float:
         return BORN_WALL + trio.current_time() - self.born_at
+
+    def enter(self, canary: CanaryName) -> None:
+        """One session more."""
+        self._present[canary] += 1
+        if self._present[canary] == 1:
+            self.truth.dark[canary][-1].until_at = trio.current_time()
+
+    def leave(self, canary: CanaryName) -> None:
+        self._present[canary] -= 1
+        if not self._present[canary]:
+            self.truth.dark[canary].append(Spell(trio.current_time()))
 
     def nodes_of(self, shard: str) -> list[Node]:
         return [node for node in self.nodes.values() if node.shard == shard]
@@ -209,7 +229,7 @@ class World:
         await trio.sleep(min(lasting_s, patience_s))
         if lasting_s > patience_s:
             for session in quiet:
-                session.end("we closed with 1011 (internal error) keepalive ping timeout")
+                session.end("half-open: no pong, nor anything else", violation=True)
             await trio.sleep(lasting_s - patience_s)
         for gate in gates:
             gate.open()
@@ -233,7 +253,7 @@ class DirectSession:
         """In the order of arrival."""
         self._handed = 0
         self._poke = trio.Event()
-        self._ended: str | None = None
+        self._ended: SessionEnded | None = None
         self._ended_at = inf
         self._dark: Spell | None = None
 
@@ -260,10 +280,17 @@ class DirectSession:
         """There may be something to read."""
         self._poke.set()
 
-    def end(self, reason: str) -> None:
+    @property
+    def age_s(self) -> float:
+        return trio.current_time() - self._began_at
+
+    def end(self, reason: str, violation: bool = False) -> None:
         if self._ended is None:
-            self._ended, self._ended_at = reason, trio.current_time()
+            self._ended, self._ended_at = SessionEnded(reason, violation=violation), trio.current_time()
             self._poke.set()
+
+    def miss_checks(self) -> None:
+        self.end("health checks stopped; events still come", violation=True)
 
     def darken(self) -> None:
         self._dark = Spell(trio.current_time())
@@ -286,7 +313,7 @@ class DirectSession:
                 if receipt := self._receipt(at, heappop(self._pending)[2]):
                     return receipt
             if self._ended is not None:
-                raise SessionEnded(self._ended)
+                raise self._ended
             self._poke = trio.Event()
             await self._poke.wait()
 
@@ -302,7 +329,7 @@ class DirectSession:
         seen = wire.recognise(message, self._world.config.fleet)
         if seen is None:
             return None
-        self._world.truth.deliveries[seen.id, self.canary.name].heard_at.append(at)
+        self._world.truth.deliveries[seen.id, self.connection].heard_at.append(at)
         return Receipt(seen.id, at, Stamp.KERNEL, seen.intact)
 
 
@@ -333,24 +360,26 @@ class Chat:
     @asynccontextmanager
     async def attach(self, canary: Canary) -> AsyncIterator[DirectSession]:
         node = await self._reach(canary, DIAL_S, upgrade=True)
-        if node.build.helloless:
+        build = node.build
+        if build.helloless:
             await trio.sleep(HELLO_S)
-            raise AttachError(f"{canary.url} opened a websocket and said no hello")
-        if self._world.random.random() < node.build.refused / 10:
+            raise AttachError(f"{canary.url} opened a websocket and said no hello", violation=True)
+        if node.name in self._world.distrusted:
             raise Unauthorized(
                 f"{canary.url} refused us: HTTP 401, code 40: Token is expired", "set the clock"
             )
         self._connections += 1
         session = DirectSession(self._world, node, canary, f"{node.name}-{self._connections}")
         node.sessions.append(session)
-        dark = self._world.truth.dark[canary.name]
-        dark[-1].until_at = min(dark[-1].until_at, trio.current_time())
+        self._world.enter(canary.name)
+        if build.checkless:
+            self._world.clock.call_at(trio.current_time() + CHECKS_MISSED_S, session.miss_checks)
         try:
             yield session
         finally:
             node.sessions.remove(session)
             session.brighten()
-            dark.append(Spell(trio.current_time()))
+            self._world.leave(canary.name)
 
     async def send(self, canary: Canary, heartbeat: Heartbeat) -> Accepted:
         body = wire.encode(heartbeat, self._fleet, self._period_s)
@@ -369,18 +398,19 @@ class Chat:
         message.acknowledged = True
         return Accepted(trio.current_time(), node.name, build.name)
 
-    async def stored(self, asker: Canary, ids: Sequence[HeartbeatId]) -> Found:
-        return await self._look(asker, ids, lambda message: message.stored)
+    async def stored(self, asker: Canary, heartbeats: Sequence[Heartbeat]) -> Found:
+        return await self._look(asker, heartbeats, lambda message: message.stored)
 
-    async def replayed(self, asker: Canary, ids: Sequence[HeartbeatId], since_wall: float) -> Found:
+    async def replayed(self, asker: Canary, heartbeats: Sequence[Heartbeat], since_wall: float) -> Found:
         since_at = since_wall - BORN_WALL + self._world.born_at
         return await self._look(
-            asker,
-            ids,
-            lambda message: message.replayable and message.committed_at >= since_at,
+            asker, heartbeats, lambda one: one.replayable and (one.committed_at or -inf) >= since_at
         )
 
-    async def _look(self, asker: Canary, ids: Sequence[HeartbeatId], has: Any) -> Found:
+    async def _look(
+        self, asker: Canary, heartbeats: Sequence[Heartbeat], has: Callable[[Message], bool]
+    ) -> Found:
+        assert asker.member, "an outsider may not read the channel"
         try:
             node = await self._reach(asker, CALL_S)
         except Unreachable as error:
@@ -388,7 +418,7 @@ class Chat:
         if self._shard in self._world.blind:
             raise LookFailed("HTTP 503: no quorum")
         now, messages = trio.current_time(), self._world.truth.messages
-        known = [messages[name] for name in ids if name in messages]
+        known = [messages[one.id] for one in heartbeats if one.id in messages]
         found = [message.heartbeat.id for message in known if message.readable_at <= now and has(message)]
         return Found(frozenset(found), node.name)
 
@@ -426,7 +456,7 @@ class Chat:
         if self._shard in self._world.leaderless:
             raise SendUnanswered("HTTP 503: no quorum")
         self._commit(build, message)
-        self._fan_out(node, message.heartbeat.id, body)
+        self._hand_out(node, message.heartbeat, body)
         if build.unanswered and chance() < build.unanswered:
             await trio.sleep(CALL_S)
             raise SendUnanswered(f"no answer within {CALL_S:g} s")
@@ -440,34 +470,33 @@ class Chat:
         message.stored = not (build.unstored and chance() < build.unstored)
         message.replayable = message.stored and not (build.unreplayed and chance() < build.unreplayed)
 
-    def _fan_out(self, origin: Node, name: HeartbeatId, body: dict[str, Any]) -> None:
-        now, hop_s = trio.current_time(), self._world.hop_s
-        arrives_at = {far: now + hop_s(far) for far in (False, True)}
-        for node in self._world.nodes.values():
-            if node.shard == self._shard:
-                for session in node.sessions:
-                    # Mostly all at once: the fewer the moments, the cheaper the simulation.
-                    at = (
-                        now + hop_s(session.far)
-                        if self._world.random.random() < 0.1
-                        else arrives_at[session.far]
-                    )
-                    self._hand(origin, node, session, name, body, at)
-
-    def _hand(
-        self,
-        origin: Node,
-        node: Node,
-        session: DirectSession,
-        name: HeartbeatId,
-        body: dict[str, Any],
-        at: float,
-    ) -> None:
-        build, random = origin.build, self._world.random
-        withheld = next(self._withholds(origin, node), "")
-        self._world.truth.deliveries[name, session.canary.name] = Delivery(withheld)
-        if withheld:
+    def _hand_out(self, origin: Node, heartbeat: Heartbeat, body: dict[str, Any]) -> None:
+        """Fan out; with a build that swaps, each second message of a sender before the one that came first."""
+        if origin.build.swapped and heartbeat.sender not in origin.held:
+            origin.held[heartbeat.sender] = heartbeat.id, body
             return
+        self._fan_out(origin, heartbeat.id, body)
+        if heartbeat.sender in origin.held:
+            self._fan_out(origin, *origin.held.pop(heartbeat.sender))
+
+    def _fan_out(self, origin: Node, name: HeartbeatId, body: dict[str, Any]) -> None:
+        now, hop_s, chance = trio.current_time(), self._world.hop_s, self._world.random.random
+        arrives_at = {far: now + hop_s(far) for far in (False, True)}
+        for node in self._world.nodes_of(self._shard):
+            for session in node.sessions:
+                if not session.canary.member and not node.build.leaks:
+                    continue
+                # Mostly all at once: the fewer the moments, the cheaper the simulation.
+                at = now + hop_s(session.far) if chance() < 0.1 else arrives_at[session.far]
+                withheld = next(self._withholds(origin, node, session, body), "")
+                self._world.truth.deliveries[name, session.connection] = Delivery(
+                    session.canary.name, withheld
+                )
+                if not withheld:
+                    self._hand(origin.build, session, body, at)
+
+    def _hand(self, build: Build, session: DirectSession, body: dict[str, Any], at: float) -> None:
+        random = self._world.random
         if build.corrupted and random.random() < build.corrupted:
             body = {**body, "text": body["text"][::-1]}
         copies = 1 + (build.duplicated > 0 and random.random() < build.duplicated)
@@ -476,14 +505,22 @@ class Chat:
         if random.random() < ALIEN:
             session.hand(self._alien(body), at)
 
-    def _withholds(self, origin: Node, node: Node) -> Iterator[str]:
-        chance, build = self._world.random.random, origin.build
+    def _withholds(
+        self, origin: Node, node: Node, session: DirectSession, body: dict[str, Any]
+    ) -> Iterator[str]:
+        chance, build, there = self._world.random.random, origin.build, node.build
         if build.local_fanout and node is not origin:
             yield "local fan-out"
         if build.dropped and chance() < build.dropped:
             yield "dropped"
-        if node.build.deaf and node is not origin and chance() < node.build.deaf:
+        if there.deaf and node is not origin and chance() < there.deaf:
             yield "deaf"
+        if there.deaf_to_large and len(body["text"]) > 4096:
+            yield "deaf to large"
+        if there.deaf_to_unicode and not body["text"].isascii():
+            yield "deaf to unicode"
+        if session.age_s > there.deaf_after_s:
+            yield "deaf on old sessions"
         if self._world.loss and chance() < self._world.loss:
             yield "bad luck"
 

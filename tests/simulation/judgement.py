@@ -36,7 +36,7 @@ from canary.events import (
 )
 from tests.properties import test_ledger_against_judge as properties
 from tests.simulation.play import Life, Run
-from tests.simulation.trouble import Trouble
+from tests.simulation.trouble import LIVE, Trouble
 
 FACTS = (
     Sent | Resumed | Acked | Refused | Unanswered | Received | Looked | Attached | Detached | Alive | Stalled
@@ -44,8 +44,8 @@ FACTS = (
 
 FLAGGED_ROUNDS = 12
 """A loss of all that some route carries pages within so many rounds and the deadline, a restart at its begin included."""
-FLAGGED_SOON_ROUNDS = 45
-"""The same for half and more of it."""
+FLAGGED_LATER_ROUNDS = 60
+"""The same for half and more of it, or of something that is looked at less often."""
 QUIET_ROUNDS = 2
 """After the last evidence of a trouble."""
 HELD_MAX = 400_000
@@ -266,31 +266,35 @@ def _looks(run: Run, name: HeartbeatId) -> dict[Any, list[Looked]]:
 
 
 def _unheard(run: Run, heard: dict[tuple[HeartbeatId, CanaryName], list[float]]) -> Iterator[str]:
-    """Whatever came off a socket was told, unless the agent was killed with it in its hands."""
+    """Whatever came off a socket was told, unless the agent was killed with it in its hands; once, if two sessions of one
+    canary each had their copy."""
     deaths = [trouble.from_at for trouble in run.troubles if trouble.kind == "killed and restarted"]
-    for (name, canary), delivery in run.world.truth.deliveries.items():
-        told = sorted(heard.get((name, canary), []))
-        if told != sorted(delivery.heard_at) and not any(
-            at - 1 <= death <= at + 1 for at in delivery.heard_at for death in deaths
-        ):
-            yield f"{name} came to {canary} at {delivery.heard_at}, told were {told}"
+    came: dict[tuple[HeartbeatId, CanaryName], list[list[float]]] = {}
+    for (name, _), delivery in run.world.truth.deliveries.items():
+        came.setdefault((name, delivery.canary), []).append(delivery.heard_at)
+    for key, copies in came.items():
+        told = heard.get(key, [])
+        killed = any(at - 1 <= death <= at + 1 for each in copies for at in each for death in deaths)
+        if len(told) != max(map(len, copies)) and not killed:
+            yield f"{key[0]} came to {key[1]} at {copies}, told were {told}"
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
 def paged_with_cause(run: Run) -> Iterator[str]:
-    """No page without a grave trouble at work on that shard, or just over: restarts, stalls and bad luck never page."""
+    """No page without a trouble at work on that shard, or just over, that may be called so: restarts, stalls and bad luck
+    never page."""
     for page in run.pages():
         causes = [
             trouble
             for trouble in run.troubles
-            if trouble.grave
-            and trouble.shard == page.shard
+            if trouble.shard == page.shard
+            and page.kind in trouble.says
             and trouble.from_at <= page.at <= trouble.until_at + _evidence_s(run)
         ]
         if not causes:
-            yield f"{page.shard} paged at {page.at:.0f} s ({page.kind.value}) and nothing was wrong; {_around(run, page.at)}"
+            yield f"{page.shard} paged at {page.at:.0f} s for {page.kind.value} without cause; {_around(run, page.at)}"
 
 
 def _evidence_s(run: Run) -> float:
@@ -309,12 +313,12 @@ def _around(run: Run, at: float) -> str:
 
 
 def flagged(run: Run) -> Iterator[str]:
-    """Every trouble that surely loses half and more of what a route carries, alone and for long enough, is in an incident."""
+    """Every trouble that surely spoils half and more of something, alone and for long enough, is in an incident."""
     for trouble in run.troubles:
-        if trouble.loss < 0.5:
+        if trouble.share < 0.5:
             continue
-        rounds = FLAGGED_ROUNDS if trouble.loss > 0.95 else FLAGGED_SOON_ROUNDS
-        until_at = trouble.from_at + rounds * run.options.period_s + run.config.heartbeat.deadline_s
+        rounds = FLAGGED_ROUNDS if trouble.share > 0.95 and trouble.says == LIVE else FLAGGED_LATER_ROUNDS
+        until_at = trouble.from_at + rounds * run.options.period_s + _evidence_s(run)
         alone = not any(
             other is not trouble
             and other.shard in ("", trouble.shard)
@@ -322,7 +326,10 @@ def flagged(run: Run) -> Iterator[str]:
             for other in run.troubles
         )
         if alone and trouble.until_at >= until_at and not _in_incident(run, trouble, until_at):
-            yield f"{trouble.kind} of {trouble.place} (loss {trouble.loss:.0%}) at {trouble.from_at:.0f} s was not flagged by {until_at:.0f} s"
+            yield (
+                f"{trouble.kind} of {trouble.place} (share {trouble.share:.0%}) at {trouble.from_at:.0f} s"
+                f" was not flagged by {until_at:.0f} s"
+            )
 
 
 def _in_incident(run: Run, trouble: Trouble, until_at: float) -> bool:

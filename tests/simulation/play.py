@@ -65,6 +65,7 @@ class Options:
     unit_s: float
     shards: int
     regions: int
+    outsiders: bool
     loss: float
     """What a healthy shard loses."""
     gap_rounds: float
@@ -78,18 +79,19 @@ def draw(seed: int, hours: float | None = None) -> Options:
     random = Random(f"options {seed}")
     kinds = [*trouble.FAULTS, *trouble.NODE, *trouble.SHARD, *trouble.AGENT, "link cut"]
     few = random.random() < 0.5  # a few kinds only reach deeper than all at once
-    period_s = random.choice([30.0, 60.0])
-    shards, regions = random.choice([(1, 1)] * 5 + [(1, 2)] * 2 + [(2, 1)])
-    routes = 9 * shards * regions
+    period_s = random.choice([30.0, 60.0, 60.0])
+    shards, regions = random.choice([(1, 1)] * 6 + [(1, 2), (2, 1)])
+    work = (period_s / 60) ** 2 / (shards * regions)  # one seed should take about as long as another
     return Options(
         seed=seed,
-        hours=round(hours or random.uniform(0.7, 1.3) * period_s * 9 / routes / 2, 1),
+        hours=round(hours or random.uniform(20, 40) * work, 1),
         period_s=period_s,
         unit_s=random.choice([0.5, 1.0]) * period_s,
         shards=shards,
         regions=regions,
+        outsiders=random.random() < 0.3,
         loss=random.choice([0.0, 0.0, 0.0002]),
-        gap_rounds=random.choice([5.0, 20.0, 80.0]),
+        gap_rounds=random.choice([20.0, 100.0, 300.0]),
         crowd=random.choice([0.0, 0.3, 0.6]),
         kinds=frozenset(random.sample(kinds, random.randint(2, 6)) if few else kinds),
     )
@@ -102,7 +104,11 @@ def config_of(options: Options) -> Config:
     return Config(
         fleet="simulated",
         heartbeat=Heartbeats(
-            period_s=period_s, deadline_s=5 * unit_s, pause_allowance_s=3 * unit_s, audit_window_s=10 * unit_s
+            period_s=period_s,
+            deadline_s=5 * unit_s,
+            pause_allowance_s=3 * unit_s,
+            audit_window_s=10 * unit_s,
+            renew_s=180 * unit_s,
         ),
         # As many rounds as the defaults mean at 1 Hz.
         detection=Detection(
@@ -258,10 +264,20 @@ async def _simulate(options: Options, clock: VirtualClock, runs: list[Run]) -> N
     async with trio.open_nursery() as nursery:
         world = World(config, Random(chance.random()), clock)
         world.loss = options.loss
-        run = Run(options, config, make_plan(config, Random(options.seed)), world)
+        run = Run(
+            options, config, make_plan(config, Random(options.seed), outsiders=options.outsiders), world
+        )
         runs.append(run)
         agent = _Agent(run)
-        stage = Stage(world, chance, options.period_s, options.unit_s, _Stalls(run, clock).jump, agent.kill)
+        stage = Stage(
+            world,
+            chance,
+            options.period_s,
+            options.unit_s,
+            options.outsiders,
+            _Stalls(run, clock).jump,
+            agent.kill,
+        )
         nursery.start_soon(_play, run, stage, agent.stop)
         await agent.live()
         run.ended_at = trio.current_time()
@@ -345,14 +361,14 @@ async def _trouble(run: Run, stage: Stage, bag: Bag) -> None:
     while trio.current_time() < ends_at:
         async with trio.open_nursery() as together:
             together.start_soon(
-                bag.play_one, chance.choice([3, 10, 40]) * chance.uniform(0.5, 1.5) * period_s
+                bag.play_one, chance.choice([3, 15, 60]) * chance.uniform(0.5, 1.5) * period_s
             )
             while chance.random() < run.options.crowd:
                 await trio.sleep(chance.expovariate(1 / 5) * period_s)
                 together.start_soon(
-                    bag.play_one, chance.choice([3, 10, 40]) * chance.uniform(0.5, 1.5) * period_s
+                    bag.play_one, chance.choice([3, 15, 60]) * chance.uniform(0.5, 1.5) * period_s
                 )
-        if chance.random() < 0.3:
+        if chance.random() < 0.5:
             await _come_right(run)
         await trio.sleep(chance.expovariate(1 / run.options.gap_rounds) * period_s)
 

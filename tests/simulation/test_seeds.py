@@ -78,7 +78,11 @@ def swap(run: Run, kind: type, change) -> None:
 
 def test_a_wrong_verdict_is_noticed_by_the_judge_and_by_the_truth(troubled: Run):
     def wrong(event: Settled) -> Settled:
-        return structs.replace(event, verdict=Verdict.UNDELIVERED) if event.verdict is Verdict.DELIVERED else event
+        return (
+            structs.replace(event, verdict=Verdict.UNDELIVERED)
+            if event.verdict is Verdict.DELIVERED
+            else event
+        )
 
     swap(troubled, Settled, wrong)
     assert list(judged(troubled))

@@ -8,10 +8,16 @@ from random import Random
 import trio
 
 from canary.drivers.memory import GOOD, LOCAL_FANOUT, Build
+from canary.events import Kind
 from tests.simulation.chat import Gate, Node, World
 
 GOING_AWAY = "the chat closed with 1001 (going away) restarting"
 BROKEN = "the connection broke"
+
+Kinds = frozenset[Kind]
+NOTHING: Kinds = frozenset()
+GONE: Kinds = frozenset({Kind.DETACHED, Kind.REJECTED, Kind.UNACKED, Kind.UNMEASURED})
+"""What a place that cannot be reached may be called."""
 
 
 @dataclass(slots=True)
@@ -22,12 +28,16 @@ class Trouble:
     place: str
     shard: str
     """Empty: the agent's own."""
-    grave: bool
-    """The shard is at fault: the fleet may page. False: what happens every day and must never page."""
-    loss: float
-    """So much of what some route carries is surely lost live while it lasts."""
-    from_at: float
+    says: Kinds
+    """What the fleet may page for because of it. None: it happens every day and must never page."""
+    share: float = 0.0
+    """So much of what passes some place surely fails while it lasts."""
+    from_at: float = inf
     until_at: float = inf
+
+    @property
+    def grave(self) -> bool:
+        return bool(self.says)
 
     def touches(self, from_at: float, until_at: float) -> bool:
         return self.from_at <= until_at and self.until_at >= from_at
@@ -41,6 +51,8 @@ class Stage:
     random: Random
     period_s: float
     unit_s: float
+    outsiders: bool
+    """Somebody listens for leaks."""
     jump: Callable[[float], None]
     """The agent does nothing for so many seconds, while the world goes on."""
     kill: Callable[[float], Awaitable[None]]
@@ -52,40 +64,65 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    make: Callable[[Random, float], Build]
-    """From chance and the unit of time."""
-    grave: bool = True
+    says: Kinds
+    make: Callable[[float, float], Build]
+    """From the share that fails and the unit of time."""
+    sure: bool = True
+    """The share is what surely fails; otherwise it depends on what else there is."""
 
+
+LIVE = frozenset({Kind.UNDELIVERED})
+LOSING = LIVE | {Kind.LOST}
+SILENT = LIVE | {Kind.LATE}
+SLOW = SILENT | {Kind.REORDERED}
 
 FAULTS = {
-    "local fan-out": Fault(lambda random, unit_s: LOCAL_FANOUT),
-    "drops": Fault(lambda random, unit_s: Build("drops", dropped=random.uniform(0.2, 1.0))),
-    "deaf": Fault(lambda random, unit_s: Build("deaf", deaf=random.uniform(0.2, 1.0))),
-    "too late": Fault(lambda random, unit_s: Build("too-late", delay_s=(5.5 * unit_s, 8 * unit_s))),
-    "slow": Fault(lambda random, unit_s: Build("slow", delay_s=(0.1 * unit_s, 2 * unit_s)), grave=False),
-    "duplicates": Fault(lambda random, unit_s: Build("twice", duplicated=random.uniform(0.1, 1.0))),
-    "corrupts": Fault(lambda random, unit_s: Build("garbled", corrupted=random.uniform(0.1, 1.0))),
-    "refuses": Fault(lambda random, unit_s: Build("refusing", refused=random.uniform(0.1, 1.0))),
-    "never answers": Fault(lambda random, unit_s: Build("mute", unanswered=random.uniform(0.1, 1.0))),
-    "answers 500": Fault(lambda random, unit_s: Build("failing", failed=random.uniform(0.1, 1.0))),
-    "stores nothing": Fault(lambda random, unit_s: Build("forgetful", unstored=random.uniform(0.2, 1.0))),
-    "loses": Fault(lambda random, unit_s: Build("losing", unstored=1.0, dropped=random.uniform(0.3, 1.0))),
-    "no replay": Fault(
-        lambda random, unit_s: Build("no-replay", unreplayed=1.0, dropped=random.uniform(0.3, 1.0))
+    "local fan-out": Fault(LIVE, lambda share, unit_s: LOCAL_FANOUT),
+    "drops": Fault(LIVE, lambda share, unit_s: Build("drops", dropped=share)),
+    "deaf": Fault(LIVE, lambda share, unit_s: Build("deaf", deaf=share)),
+    "deaf to large": Fault(LIVE, lambda share, unit_s: Build("small-only", deaf_to_large=True), False),
+    "deaf to unicode": Fault(LIVE, lambda share, unit_s: Build("ascii-only", deaf_to_unicode=True), False),
+    "deaf on old sessions": Fault(
+        LIVE, lambda share, unit_s: Build("tires", deaf_after_s=60 * unit_s), False
+    ),
+    "too late": Fault(SLOW, lambda share, unit_s: Build("too-late", delay_s=(5.5 * unit_s, 8 * unit_s))),
+    "slow": Fault(SLOW, lambda share, unit_s: Build("slow", delay_s=(unit_s, 2 * unit_s))),
+    "swaps": Fault(SLOW, lambda share, unit_s: Build("swaps", swapped=True)),
+    "duplicates": Fault(frozenset({Kind.DUPLICATED}), lambda share, unit_s: Build("twice", duplicated=share)),
+    "corrupts": Fault(frozenset({Kind.CORRUPTED}), lambda share, unit_s: Build("garbled", corrupted=share)),
+    "leaks": Fault(frozenset({Kind.MISDELIVERED}), lambda share, unit_s: Build("leaky", leaks=True)),
+    "refuses": Fault(frozenset({Kind.REJECTED}), lambda share, unit_s: Build("refusing", refused=share)),
+    "never answers": Fault(frozenset({Kind.UNACKED}), lambda share, unit_s: Build("mute", unanswered=share)),
+    "answers 500": Fault(frozenset({Kind.UNACKED}), lambda share, unit_s: Build("failing", failed=share)),
+    "stores nothing": Fault(
+        frozenset({Kind.LOST, Kind.UNREPLAYED, Kind.STALE}),
+        lambda share, unit_s: Build("forgetful", unstored=share),
+    ),
+    "loses": Fault(
+        LOSING | {Kind.UNREPLAYED, Kind.STALE},
+        lambda share, unit_s: Build("losing", unstored=1.0, dropped=share),
+    ),
+    "not in the replay": Fault(
+        frozenset({Kind.UNREPLAYED, Kind.STALE}), lambda share, unit_s: Build("no-replay", unreplayed=share)
+    ),
+    "neither live nor replayed": Fault(
+        LIVE | {Kind.UNREPLAYED, Kind.STALE},
+        lambda share, unit_s: Build("no-log", unreplayed=1.0, dropped=share),
     ),
     "store lags": Fault(
-        lambda random, unit_s: Build("lagging", dropped=0.8, store_lag_s=random.uniform(1, 8) * unit_s)
+        frozenset({Kind.STALE}), lambda share, unit_s: Build("lagging", store_lag_s=(2 + 6 * share) * unit_s)
     ),
     "store lags too long": Fault(
-        lambda random, unit_s: Build("lagging", dropped=0.8, store_lag_s=random.uniform(16, 30) * unit_s)
+        LOSING | {Kind.UNREPLAYED, Kind.STALE},
+        lambda share, unit_s: Build("lagging", dropped=share, store_lag_s=(16 + 20 * share) * unit_s),
     ),
-    "no hello": Fault(lambda random, unit_s: Build("helloless", helloless=True)),
+    "no hello": Fault(
+        frozenset({Kind.DETACHED}), lambda share, unit_s: Build("helloless", helloless=True), False
+    ),
+    "no health checks": Fault(
+        frozenset({Kind.DETACHED}), lambda share, unit_s: Build("checkless", checkless=True), False
+    ),
 }
-
-
-def live_loss(build: Build) -> float:
-    """What some route surely loses live: arrivals after the deadline are lost to it too."""
-    return 1.0 if build.local_fanout or build.delay_s[0] else max(build.dropped, build.deaf)
 
 
 async def run_build(stage: Stage, node: Node, build: Build, lasting_s: float) -> None:
@@ -127,14 +164,34 @@ async def fall_silent(stage: Stage, node: Node, lasting_s: float) -> None:
     await stage.world.hold([node.mouth], lasting_s)
 
 
-NODE: dict[str, tuple[Callable[[Stage, Node, float], Awaitable[None]], bool]] = {
-    "killed": (be_down, True),
-    "restarted": (restart, False),
-    "paused": (pause, True),
-    "paused a moment": (pause_a_moment, False),
-    "half-open": (fall_silent, True),
+async def send_away(stage: Stage, node: Node, lasting_s: float) -> None:
+    """Closes every websocket after a moment with 1000, which makes official clients stay away."""
+    ends_at = trio.current_time() + lasting_s
+    while trio.current_time() < ends_at:
+        for session in list(node.sessions):
+            session.end("the chat closed with 1000 (OK)", violation=True)
+        await trio.sleep(stage.unit_s)
+
+
+async def distrust(stage: Stage, node: Node, lasting_s: float) -> None:
+    """Refuses good tokens, to whoever comes anew."""
+    stage.world.distrusted.add(node.name)
+    for session in list(node.sessions):
+        session.end(BROKEN)
+    await trio.sleep(lasting_s)
+    stage.world.distrusted.discard(node.name)
+
+
+NODE: dict[str, tuple[Callable[[Stage, Node, float], Awaitable[None]], Kinds]] = {
+    "killed": (be_down, GONE),
+    "restarted": (restart, NOTHING),
+    "paused": (pause, GONE | SILENT),
+    "paused a moment": (pause_a_moment, NOTHING),
+    "half-open": (fall_silent, GONE | SILENT),
+    "sends clients away": (send_away, frozenset({Kind.DETACHED, Kind.UNMEASURED})),
+    "distrusts": (distrust, frozenset({Kind.DETACHED, Kind.UNMEASURED})),
 }
-"""Name -> what is done to a node, and whether it is grave."""
+"""Name -> what is done to a node, and what it may be called."""
 
 
 async def cut(stage: Stage, link: Gate, lasting_s: float) -> None:
@@ -170,11 +227,11 @@ async def roll_badly(stage: Stage, shard: str, lasting_s: float) -> None:
     await roll(stage, shard, GOOD, stage.period_s / 2)
 
 
-SHARD: dict[str, tuple[Callable[[Stage, str, float], Awaitable[None]], bool]] = {
-    "quorum lost": (lose_quorum, True),
-    "oracles blind": (blind_oracles, False),
-    "rollout": (roll_well, False),
-    "bad rollout": (roll_badly, True),
+SHARD: dict[str, tuple[Callable[[Stage, str, float], Awaitable[None]], Kinds]] = {
+    "quorum lost": (lose_quorum, GONE),
+    "oracles blind": (blind_oracles, NOTHING),
+    "rollout": (roll_well, NOTHING),
+    "bad rollout": (roll_badly, LIVE),
 }
 
 
@@ -249,38 +306,28 @@ class Bag:
     def _all(self, lasting_s: float) -> list[tuple[Trouble, Play]]:
         stage, found = self._stage, list[tuple[Trouble, Play]]()
 
-        def add(
-            kind: str,
-            place: str,
-            shard: str,
-            grave: bool,
-            loss: float,
-            play: Callable[..., Awaitable[None]],
-            *words: object,
-        ) -> None:
-            trouble = Trouble(kind, place, shard, grave, loss, inf)
+        def add(trouble: Trouble, play: Callable[..., Awaitable[None]], *words: object) -> None:
             found.append((trouble, lambda: play(stage, *words, lasting_s)))
 
         for node in stage.world.nodes.values():
             for kind, fault in FAULTS.items():
-                build = fault.make(stage.random, stage.unit_s)
+                if kind == "leaks" and not stage.outsiders:
+                    continue
+                share = stage.random.choice([1.0, stage.random.uniform(0.2, 1.0)])
+                build = fault.make(share, stage.unit_s)
                 add(
-                    kind,
-                    node.name,
-                    node.shard,
-                    fault.grave,
-                    live_loss(build) if fault.grave else 0.0,
+                    Trouble(kind, node.name, node.shard, fault.says, share * fault.sure),
                     run_build,
                     node,
                     build,
                 )
-            for kind, (deed, grave) in NODE.items():
-                add(kind, node.name, node.shard, grave, 0.0, deed, node)
+            for kind, (deed, says) in NODE.items():
+                add(Trouble(kind, node.name, node.shard, says), deed, node)
         for (region, shard), link in stage.world.links.items():
-            add("link cut", f"{region}-{shard}", shard, True, 0.0, cut, link)
+            add(Trouble("link cut", f"{region}-{shard}", shard, GONE | SILENT), cut, link)
         for shard in stage.world.chats:
-            for kind, (deed, grave) in SHARD.items():
-                add(kind, shard, shard, grave, 1.0 if deed is roll_badly else 0.0, deed, shard)
-        for kind, deed in AGENT.items():
-            add(kind, "agent", "", False, 0.0, deed)
+            for kind, (on_shard, says) in SHARD.items():
+                add(Trouble(kind, shard, shard, says), on_shard, shard)
+        for kind, to_agent in AGENT.items():
+            add(Trouble(kind, "agent", "", NOTHING), to_agent)
         return found
