@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import trio
+from trio.testing import memory_stream_pair
 
 from canary import wire
 from canary.config import Config, Shard
@@ -101,6 +102,8 @@ class Truth:
     """By message and connection: for a moment a canary may have two."""
     dark: dict[CanaryName, list[Spell]] = field(default_factory=dict)
     """When a canary had no session, or one over which nothing came."""
+    restarts: list[tuple[float, str]] = field(default_factory=list)
+    """When which node closed its sockets and went away."""
 
     def is_dark(self, canary: CanaryName, from_at: float, until_at: float) -> bool:
         return any(spell.touches(from_at, until_at) for spell in self.dark[canary])
@@ -175,6 +178,10 @@ class World:
         """Nodes that refuse good tokens."""
         self.loss = 0.0
         """Share of deliveries that a healthy shard loses."""
+        self.wall_steps_s = 0.0
+        """By which somebody has set the wall clock of the agent's machine."""
+        self.unplugged = False
+        """The agent's machine has no network."""
         self._present = Counter[CanaryName]()
         self.links = {(region.name, name): Gate() for region in config.regions for name in region.watches}
         for shard in config.shards:
@@ -184,8 +191,17 @@ class World:
                     self.by_url[url] = node
         self.chats = {shard.name: Chat(self, shard) for shard in config.shards}
 
+    # What the fleet asks of its machine: a `canary.drivers.Network`.
+
     def wall(self) -> float:
-        return BORN_WALL + trio.current_time() - self.born_at
+        return BORN_WALL + trio.current_time() - self.born_at + self.wall_steps_s
+
+    async def dial(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        """To a control target, which is there as long as this machine has a network."""
+        await self.clock.sleep(self.hop_s(False))
+        if self.unplugged:
+            await trio.sleep_forever()
+        return memory_stream_pair()[0]
 
     def enter(self, canary: CanaryName) -> None:
         """One session more."""
@@ -206,6 +222,7 @@ class World:
 
     async def restart(self, node: Node, down_s: float, build: Build, code: str) -> None:
         """Close the node's sockets, stay away, come back with this build."""
+        self.truth.restarts.append((trio.current_time(), node.name))
         node.up = False
         node.starts += 1
         for session in list(node.sessions):

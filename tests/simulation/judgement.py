@@ -4,14 +4,16 @@ Verdicts are judged twice: by the judge who reads the finished history of facts 
 told?), and by the chat's own truth (was it told right?).
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from math import inf
 from typing import Any
 
 from canary.events import (
     Acked,
+    Alarm,
     Alive,
     Attached,
     CanaryName,
@@ -21,6 +23,7 @@ from canary.events import (
     Flag,
     HeartbeatId,
     IncidentChanged,
+    Kind,
     Live,
     Looked,
     Outcome,
@@ -46,6 +49,7 @@ FLAGGED_ROUNDS = 12
 """A loss of all that some route carries pages within so many rounds and the deadline, a restart at its begin included."""
 FLAGGED_LATER_ROUNDS = 60
 """The same for half and more of it, or of something that is looked at less often."""
+RESTARTS_ROUNDS = 100
 QUIET_ROUNDS = 2
 """After the last evidence of a trouble."""
 HELD_MAX = 400_000
@@ -99,20 +103,24 @@ class _Facts:
     """A life's facts, found by what they are about. A place is a fact's number in the order of telling."""
 
     beats: dict[HeartbeatId, list[tuple[int, properties.Seen]]] = field(default_factory=dict)
-    canaries: dict[CanaryName, list[tuple[int, properties.Seen]]] = field(default_factory=dict)
+    sessions: dict[CanaryName, list[tuple[int, properties.Seen]]] = field(default_factory=dict)
+    lives: dict[CanaryName, list[tuple[int, properties.Seen]]] = field(default_factory=dict)
     last: dict[HeartbeatId, dict[CanaryName, tuple[int, properties.Seen]]] = field(default_factory=dict)
     """Per heartbeat, whether its receivers were attached when it was sent."""
     stalls: list[tuple[int, properties.Seen]] = field(default_factory=list)
 
     def history(self, name: HeartbeatId, receiver: CanaryName, until_at: float) -> list[properties.Seen]:
-        """All facts that may matter to a heartbeat on its way to a receiver, in the order of telling."""
-        own = self.beats[name]
-        places = dict(own)
-        began = own[0][0]
+        """All facts that may matter to a heartbeat on its way to a receiver, in the order of telling. Of the signs of life
+        since it was sent the first is as good as all."""
+        places = dict(self.beats[name])
+        began, opening = self.beats[name][0]
         if receiver in self.last[name]:
             places |= [self.last[name][receiver]]
-        places |= _between(self.canaries.get(receiver, []), began, until_at)
+        places |= _between(self.sessions.get(receiver, []), began, until_at)
         places |= _between(self.stalls, began, until_at)
+        began_at = max(opening.at, opening.fact.heartbeat.due_at)
+        life = _between(self.lives.get(receiver, []), began, until_at)
+        places |= islice((entry for entry in life if entry[1].fact.at > began_at), 1)
         return [places[place] for place in sorted(places)]
 
 
@@ -145,8 +153,10 @@ def _facts(life: Life) -> _Facts:
             case Attached(canary) | Detached(canary):
                 sessions[canary] = entry
         match event:
-            case Attached(canary) | Detached(canary) | Alive(canary) | Received(_, canary):
-                facts.canaries.setdefault(canary, []).append(entry)
+            case Attached(canary) | Detached(canary):
+                facts.sessions.setdefault(canary, []).append(entry)
+            case Alive(canary) | Received(_, canary):
+                facts.lives.setdefault(canary, []).append(entry)
             case Stalled():
                 facts.stalls.append(entry)
     return facts
@@ -230,14 +240,18 @@ def _allowed(run: Run, sent: Sent, route: Route, heard_at: list[float]) -> Itera
     deadline_at = max(sent.at, sent.heartbeat.due_at) + timing.deadline_s
     patient_until = deadline_at + timing.audit_window_s
     message = run.world.truth.messages.get(name)
+    own_fault = any(spell.touches(sent.heartbeat.due_at, deadline_at) for spell in run.own_faults())
+    if heard_at and heard_at[0] <= deadline_at:
+        yield Verdict.DELIVERED
+        return
+    if own_fault:
+        yield Verdict.VOID
     if heard_at:
-        yield Verdict.DELIVERED if heard_at[0] <= deadline_at else Verdict.LATE
+        yield Verdict.LATE
         return
     if message is not None and message.refused:
         yield Verdict.REJECTED
         return
-    if any(stall.touches(sent.heartbeat.due_at, deadline_at) for stall in run.stalls):
-        yield Verdict.VOID
     asked = {
         oracle: any(look.began_at >= patient_until or look.found for look in looks)
         for oracle, looks in _looks(run, name).items()
@@ -293,8 +307,16 @@ def paged_with_cause(run: Run) -> Iterator[str]:
             and page.kind in trouble.says
             and trouble.from_at <= page.at <= trouble.until_at + _evidence_s(run)
         ]
-        if not causes:
+        if not causes and not (page.kind is Kind.DETACHED and _restarts_again_and_again(run, page)):
             yield f"{page.shard} paged at {page.at:.0f} s for {page.kind.value} without cause; {_around(run, page.at)}"
+
+
+def _restarts_again_and_again(run: Run, page: Alarm) -> bool:
+    """Each node of a deploy goes away once, perhaps once more to roll back; more often, and so soon, is no deploy."""
+    since_at = page.at - RESTARTS_ROUNDS * run.options.period_s
+    gone = Counter(name for at, name in run.world.truth.restarts if since_at <= at <= page.at)
+    names = {node.name for node in run.world.nodes_of(page.shard)}
+    return max((gone[name] for name in names), default=0) > 2
 
 
 def _evidence_s(run: Run) -> float:

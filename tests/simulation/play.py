@@ -20,7 +20,7 @@ import msgspec
 import trio
 from trio._core import _run  # no public name seeds the scheduler; test_seeds.py notices when this one goes
 
-from canary.config import Config, Detection, Entry, Heartbeats, Region, Secret, Shard, Traces
+from canary.config import Config, Detection, Entry, Heartbeats, OwnHealth, Region, Secret, Shard, Traces
 from canary.events import (
     Alarm,
     Attached,
@@ -79,19 +79,19 @@ def draw(seed: int, hours: float | None = None) -> Options:
     random = Random(f"options {seed}")
     kinds = [*trouble.FAULTS, *trouble.NODE, *trouble.SHARD, *trouble.AGENT, "link cut"]
     few = random.random() < 0.5  # a few kinds only reach deeper than all at once
-    period_s = random.choice([30.0, 60.0, 60.0])
+    period_s = random.choice([30.0, 60.0, 60.0, 60.0])
     shards, regions = random.choice([(1, 1)] * 6 + [(1, 2), (2, 1)])
     work = (period_s / 60) ** 2 / (shards * regions)  # one seed should take about as long as another
     return Options(
         seed=seed,
         hours=round(hours or random.uniform(20, 40) * work, 1),
         period_s=period_s,
-        unit_s=random.choice([0.5, 1.0]) * period_s,
+        unit_s=random.choice([0.5, 1.0, 1.0]) * period_s,
         shards=shards,
         regions=regions,
         outsiders=random.random() < 0.3,
         loss=random.choice([0.0, 0.0, 0.0002]),
-        gap_rounds=random.choice([20.0, 100.0, 300.0]),
+        gap_rounds=random.choice([30.0, 200.0, 600.0]),
         crowd=random.choice([0.0, 0.3, 0.6]),
         kinds=frozenset(random.sample(kinds, random.randint(2, 6)) if few else kinds),
     )
@@ -117,6 +117,7 @@ def config_of(options: Options) -> Config:
             resolve_hold_s=10 * period_s,
         ),
         traces=Traces(),
+        agent=OwnHealth(control=("http://control.example",)),
         shards=tuple(
             Shard(
                 name=name,
@@ -236,6 +237,12 @@ class Run:
     def of(self, *kinds: type[Any]) -> list[tuple[float, Any]]:
         return [told for life in self.lives for told in life.events if isinstance(told[1], kinds)]
 
+    def own_faults(self) -> list[Spell]:
+        """When the agent could not judge: it stood still, somebody set its clock, its machine had no network."""
+        troubles = [trouble for trouble in self.troubles if trouble.kind in ("clock set", "unplugged")]
+        grace_s = self.config.heartbeat.deadline_s
+        return [*self.stalls, *(Spell(one.from_at, one.until_at + grace_s) for one in troubles)]
+
     def pages(self) -> list[Alarm]:
         return [alarm for _, alarm in self.of(Alarm) if alarm.tier is Tier.PAGE]
 
@@ -319,7 +326,7 @@ class _Agent:
 
     def _fleet(self) -> Fleet:
         run, number = self._run, len(self._run.lives)
-        offset_s = run.world.wall() - trio.current_time()
+        offset_s = run.world.wall() - run.world.wall_steps_s - trio.current_time()
         run.watch = Watch(
             run.config,
             run.plan.canaries,
@@ -337,6 +344,7 @@ class _Agent:
             random=Random(f"fleet {run.options.seed} {number}"),
             epoch=f"e{number}",
             wall_offset_s=offset_s,
+            network=run.world,
             resumed=list(run.unsettled.values()),
             stop=self.stop,
         )

@@ -250,7 +250,23 @@ async def die(stage: Stage, lasting_s: float) -> None:
     await stage.kill(stage.random.uniform(0.5, 20) * stage.unit_s)
 
 
-AGENT: dict[str, Callable[[Stage, float], Awaitable[None]]] = {"stalled": stall, "killed and restarted": die}
+async def unplug(stage: Stage, lasting_s: float) -> None:
+    """The agent's machine has no network: no shard can be reached, nor the control target."""
+    stage.world.unplugged = True
+    await stage.world.hold(list(stage.world.links.values()), lasting_s)
+    stage.world.unplugged = False
+
+
+async def set_clock(stage: Stage, lasting_s: float) -> None:
+    stage.world.wall_steps_s += stage.random.choice([-3600, 3600]) * stage.unit_s
+
+
+AGENT: dict[str, Callable[[Stage, float], Awaitable[None]]] = {
+    "stalled": stall,
+    "killed and restarted": die,
+    "unplugged": unplug,
+    "clock set": set_clock,
+}
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -286,7 +302,9 @@ class Bag:
         self._taken -= places
 
     def _places(self, trouble: Trouble) -> set[str]:
-        """A trouble of a whole shard's nodes takes all of them."""
+        """A trouble of a whole shard's nodes takes all of them; one of the agent's whole network, all links."""
+        if trouble.kind == "unplugged":
+            return {trouble.place, *(f"{region}-{shard}" for region, shard in self._stage.world.links)}
         if trouble.kind.endswith("rollout"):
             return {node.name for node in self._stage.world.nodes_of(trouble.shard)}
         return {trouble.place}
