@@ -15,7 +15,7 @@ from time import perf_counter, process_time
 
 from canary.events import Change, IncidentChanged, Settled, Verdict
 from tests.simulation.judgement import failures
-from tests.simulation.play import Options, Run, simulate
+from tests.simulation.play import Options, Run, draw, simulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def play(seed: int) -> Report:
     # Records are many and hold no cycles: looking for some at every turn costs a fifth of the time.
     gc.set_threshold(100_000, 50, 100)
     began_s = process_time()
-    run = simulate(seed)
+    run = simulate(draw(seed))
     found = failures(run)
     return Report(
         options=run.options,

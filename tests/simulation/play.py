@@ -75,7 +75,7 @@ class Options:
     kinds: frozenset[str]
 
 
-def draw(seed: int, hours: float | None = None) -> Options:
+def draw(seed: int) -> Options:
     random = Random(f"options {seed}")
     kinds = [*trouble.FAULTS, *trouble.NODE, *trouble.SHARD, *trouble.AGENT, "link cut"]
     few = random.random() < 0.5  # a few kinds only reach deeper than all at once
@@ -84,7 +84,7 @@ def draw(seed: int, hours: float | None = None) -> Options:
     work = (period_s / 60) ** 2 / (shards * regions)  # one seed should take about as long as another
     return Options(
         seed=seed,
-        hours=round(hours or random.uniform(20, 40) * work, 1),
+        hours=round(random.uniform(20, 40) * work, 1),
         period_s=period_s,
         unit_s=random.choice([0.5, 1.0, 1.0]) * period_s,
         shards=shards,
@@ -258,11 +258,10 @@ class Run:
 # --- playing ---------------------------------------------------------------------------------------------------------
 
 
-def simulate(seed: int, hours: float | None = None) -> Run:
-    options = draw(seed, hours)
+def simulate(options: Options) -> Run:
     clock, runs = VirtualClock(), list[Run]()
     with unit_of_time(options.unit_s):
-        run_seeded(seed, clock, _simulate, options, clock, runs)
+        run_seeded(options.seed, clock, _simulate, options, clock, runs)
     return runs[0]
 
 

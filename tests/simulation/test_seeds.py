@@ -20,20 +20,24 @@ from tests.simulation.judgement import (
     settled_once,
     true,
 )
-from tests.simulation.play import Life, Run, simulate
+from tests.simulation.play import Life, Run, draw, simulate
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_life_of_any_seed_is_judged_as_it_was(seed: int):
-    run = simulate(seed, hours=0.7)
-    assert failures(run) == [], f"make sim SEED={seed} plays a longer one"
+    run = simulate(replace(draw(seed), hours=0.7, gap_rounds=5.0))
+    assert failures(run) == [], run.options
+
+
+def short(seed: int) -> Run:
+    return simulate(replace(draw(seed), hours=0.3, gap_rounds=5.0))
 
 
 def digest(seed: int, hash_seed: str) -> str:
     """In a process of its own: neither what ran before nor how Python hashes may matter."""
-    words = f"from tests.simulation.play import simulate; print(simulate({seed}, hours=0.2).digest())"
+    words = f"from tests.simulation.test_seeds import short; print(short({seed}).digest())"
     done = subprocess.run(
         [sys.executable, "-c", words],
         cwd=ROOT,
@@ -46,9 +50,9 @@ def digest(seed: int, hash_seed: str) -> str:
 
 
 def test_one_seed_gives_one_history_in_any_process():
-    here = simulate(4, hours=0.2).digest()
+    here = short(4).digest()
     assert digest(4, "1") == digest(4, "2") == here
-    assert simulate(5, hours=0.2).digest() != here
+    assert short(5).digest() != here
 
 
 # --- the checks notice -----------------------------------------------------------------------------------------------
@@ -56,7 +60,8 @@ def test_one_seed_gives_one_history_in_any_process():
 
 @pytest.fixture(scope="module")
 def played() -> Run:
-    return simulate(3, hours=2)
+    options = replace(draw(3), hours=1.5, period_s=30.0, unit_s=30.0, shards=1, regions=1, outsiders=False)
+    return simulate(replace(options, kinds=frozenset({"local fan-out"}), gap_rounds=5.0, crowd=0.0))
 
 
 @pytest.fixture
