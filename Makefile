@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := 0.13.9
 
-.PHONY: help demo test slow check style types e2e catalogue sdk bench certify jaeger jaeger-run lock clean
+.PHONY: help demo test slow sim mutants check style types e2e catalogue sdk bench certify jaeger jaeger-run lock clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -17,6 +17,12 @@ test: .venv/ready ## the tests a newcomer runs: no root, loopback only
 
 slow: .venv/ready ## every fault that the cluster can play does what it says
 	@$(BIN)/pytest -q -m slow
+
+sim: .venv/ready ## the whole fleet in virtual time: SEEDS=n lives of it, or SEED=n to play one again
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),50))
+
+mutants: .venv/ready ## ten planted bugs, each of which the tests must catch
+	@$(BIN)/python tools/mutants.py
 
 check: style types test ## what must hold before a commit
 

@@ -402,6 +402,15 @@ def test_a_no_from_before_the_end_of_the_audit_window_proves_nothing():
     assert settled.at == PATIENCE + LAST_ANSWER_S
 
 
+def test_a_no_that_was_asked_for_before_the_end_of_the_audit_window_and_came_after_it_proves_nothing():
+    rig = Rig(store=None, replay=True)
+    beat = rig.send()
+    rig.until(PATIENCE + 0.2)
+    rig.tell(Looked(beat.id, Oracle.STORED, False, PATIENCE - 0.1, PATIENCE + 0.2, "node-2", FAR))
+    rig.until(60)
+    assert [(one.verdict, one.stored) for one in rig.settled(beat)] == [(Verdict.UNDELIVERED, None)]
+
+
 def test_a_stall_of_the_agent_gives_the_store_no_less_time():
     rig = Rig(store=False, replay=False)
     beat = rig.send()
