@@ -65,9 +65,10 @@ class SelfCheck:
         if isinstance(fact, HEARD):
             self.heard_at = max(self.heard_at, fact.at)
 
-    def silent_for(self, now: float) -> float:
-        """So long nothing was heard from anywhere, beyond what is normal; not above 0: all is well."""
-        return now - self.heard_at - SILENT_S
+    @property
+    def silent_from(self) -> float:
+        """From then on it is not normal any more that nothing is heard from anywhere."""
+        return self.heard_at + SILENT_S
 
     def _judge(self, was: Reading, now: Reading) -> Iterator[Stalled]:
         step_s = (now.wall - now.at) - (was.wall - was.at)

@@ -47,12 +47,11 @@ class Control:
         """Whenever nothing at all is heard, find out whose silence it is; say so once a second while it is ours."""
         told_at = answered_at = -inf
         while self._targets:
-            now = trio.current_time()
-            wait_s = -check.silent_for(now)
+            now, ask_at = trio.current_time(), check.silent_from
             if answered_at > check.heard_at:  # this silence is the stack's, as far as we know
-                wait_s = max(wait_s, answered_at + ANSWERED_S - now)
-            if wait_s > 0:
-                await trio.sleep(min(wait_s, TOLD_EVERY_S))
+                ask_at = max(ask_at, answered_at + ANSWERED_S)
+            if now < ask_at:
+                await trio.sleep_until(min(ask_at, now + TOLD_EVERY_S))
             elif await self.answers():
                 answered_at = trio.current_time()
             else:

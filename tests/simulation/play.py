@@ -215,7 +215,7 @@ class Run:
 
     # An output of the fleet, without a channel between: the moment of telling is part of the history.
 
-    async def send(self, event: Event) -> None:
+    def send_nowait(self, event: Event) -> None:
         self.lives[-1].events.append((trio.current_time(), event))
         match event:
             case Sent(heartbeat):
