@@ -205,6 +205,8 @@ class _Owner:
         return waiting > 0
 
     async def _look(self) -> None:
+        if trio.current_time() < self.check.looked_at + TICK_S:
+            return  # too soon for anything to be late
         for stalled in self.check.look(self._clocks.read()):
             await self._observe(stalled)
 
