@@ -125,6 +125,8 @@ class Ledger:
         self._open: dict[HeartbeatId, _File] = {}
         self._finished: deque[HeartbeatId] = deque()
         self._due: list[tuple[float, HeartbeatId]] = []
+        self._trouble = ""
+        """Why the agent could not see when it last could not."""
         self._out: list[Finding] = []
 
     def _sender(self, presence: Presence) -> "_Sender":
@@ -204,6 +206,8 @@ class Ledger:
             self._tell(file, passage, at)
             if passage.path.receiver.session is None:
                 self._excuse(file, passage, at, Verdict.DETACHED, "the receiver had no session")
+        if at < self._sessions.stalled_at:  # the stall was told first, and began before it was over
+            self._excuse_open(file, at, self._trouble)
         self._wake(file, file.overdue_at)
 
     def _begin_again(self, heartbeat: Heartbeat, at: float) -> None:
@@ -420,13 +424,17 @@ class Ledger:
                 self._excuse(file, passage, at, Verdict.DETACHED, reason)
 
     def _excuse_all(self, at: float, reason: str) -> None:
-        """What ended or was refused in these seconds may be our own doing as well, so this excuse goes before others."""
+        self._trouble = reason
         for file in self._open.values():
             file.send_tried = True  # whatever comes of it
-            self._excuse_rest(file, at, Verdict.VOID, reason)
-            for passage in file.passages.values():
-                if passage.excuse in OTHERS and not passage.settled and at <= file.deadline_at:
-                    passage.excuse, passage.excuse_reason = Verdict.VOID, reason
+            self._excuse_open(file, at, reason)
+
+    def _excuse_open(self, file: "_File", at: float, reason: str) -> None:
+        """What ended or was refused in these seconds may be our own doing as well, so this excuse goes before others."""
+        self._excuse_rest(file, at, Verdict.VOID, reason)
+        for passage in file.passages.values():
+            if passage.excuse in OTHERS and not passage.settled and at <= file.deadline_at:
+                passage.excuse, passage.excuse_reason = Verdict.VOID, reason
 
     def _excuse_rest(self, file: "_File", at: float, verdict: Verdict, reason: str) -> None:
         for passage in file.passages.values():

@@ -682,6 +682,20 @@ def test_the_agents_own_trouble_goes_before_a_session_that_ended_and_an_answer_t
         assert rig.settled(beat)[0].reason == "own network is down"
 
 
+def test_a_heartbeat_that_was_on_its_way_when_the_agent_stood_still_is_void_though_the_stall_is_told_first():
+    rig = Rig()
+    rig.detach(FAR)
+    rig.stall(DEADLINE + 3, reason="stood still")
+    beat = Heartbeat(HeartbeatId(f"e.{SENDER}.0"), SENDER, "us-east", 0, 1.0, 1.0)
+    rig.tell(Sent(beat, 1.0))
+    rig.ack(beat)
+    rig.tell(Received(beat.id, SENDER, 2 * DEADLINE, Stamp.USER, True))
+    rig.until(60)
+    assert rig.verdicts(beat) == rig.verdicts(beat, SENDER) == [Verdict.VOID]
+    assert {one.reason for one in (*rig.settled(beat), *rig.settled(beat, SENDER))} == {"stood still"}
+    assert Live.MISSED not in rig.lives(beat, SENDER)
+
+
 def test_what_the_shard_did_before_the_deadline_stands_against_a_trouble_that_came_after_it():
     rig = Rig(store=True, replay=True)
     beat = rig.send()
