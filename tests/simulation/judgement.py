@@ -52,7 +52,7 @@ FLAGGED_LATER_ROUNDS = 60
 RESTARTS_ROUNDS = 100
 QUIET_ROUNDS = 2
 """After the last evidence of a trouble."""
-HELD_MAX = 400_000
+HELD_MAX = 500_000
 """Entries of all containers that the judgement may hold: what its own limits add up to for the largest plan drawn."""
 
 
@@ -396,24 +396,22 @@ def bounded(run: Run) -> Iterator[str]:
 
 
 def entries(thing: object) -> int:
-    """How much an object holds: the entries of all containers that can be reached from it, each once."""
-    seen, waiting, total = set[int](), deque([thing]), 0
+    """How much an object holds: the entries of all containers that can be reached from it, each once. Records of events
+    are leaves."""
+    seen, waiting, total = set[int](), [thing], 0
     while waiting:
-        one = waiting.popleft()
-        if (
-            id(one) in seen
-            or isinstance(one, str | bytes | int | float | type)
-            or (callable(one) and not hasattr(one, "__dict__"))
-        ):
+        one = waiting.pop()
+        if id(one) in seen:
             continue
         seen.add(id(one))
         if isinstance(one, dict):
             total += len(one)
-            waiting += [*one.keys(), *one.values()]
+            waiting += one.keys()
+            waiting += one.values()
         elif isinstance(one, list | tuple | set | frozenset | deque):
             total += len(one)
             waiting += one
-        elif type(one).__module__.startswith("canary."):
+        elif type(one).__module__.startswith("canary.") and type(one).__module__ != "canary.events":
             slots = [slot for kind in type(one).__mro__ for slot in getattr(kind, "__slots__", ())]
             waiting += [getattr(one, slot, None) for slot in slots]
             waiting += getattr(one, "__dict__", {}).values()
