@@ -25,7 +25,7 @@ from tests.simulation.play import Life, Run, draw, simulate
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_life_of_any_seed_is_judged_as_it_was(seed: int):
     run = simulate(replace(draw(seed), hours=0.5, gap_rounds=5.0))
     assert failures(run) == [], run.options
