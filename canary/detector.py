@@ -63,8 +63,8 @@ LOUD = 3600.0
 
 WEIGHTS = {
     Kind.UNDELIVERED: 0.70,
-    Kind.LATE: 0.08,
-    Kind.DETACHED: 0.04,
+    Kind.LATE: 0.10,
+    Kind.DETACHED: 0.02,
     Kind.REJECTED: 0.02,
     Kind.UNACKED: 0.02,
     Kind.LOST: 0.02,
@@ -518,13 +518,14 @@ class _Shard:
         return self._be_late(event, slot, beyond_q99)
 
     def _be_late(self, event: Outcome, slot: int, beyond_q99: bool) -> tuple[float, Trial | None]:
-        """The route bets on both bounds with half its weight each; groups on the higher one."""
+        """The route bets on both bounds: all that slows down is seen at the lower, stragglers are at the higher. Groups
+        bet on the higher one."""
         late, tallies = self._streams[Kind.LATE], self._tallies[Aspect.ARRIVAL]
         route, *groups = _names(Aspect.ARRIVAL, event.route)
-        felt = late.fail(route, tallies[route], slot, event.due_at, EXCEEDED[0], part="q95", share=0.5)
+        felt = late.fail(route, tallies[route], slot, event.due_at, EXCEEDED[0], part="q95", share=0.6)
         if not beyond_q99:
             return felt, None
-        felt += late.fail(route, tallies[route], slot, event.due_at, EXCEEDED[1], part="q99", share=0.5)
+        felt += late.fail(route, tallies[route], slot, event.due_at, EXCEEDED[1], part="q99", share=0.4)
         for names in groups:
             if names in tallies:
                 felt += late.fail(names, tallies[names], slot, event.due_at, EXCEEDED[1])

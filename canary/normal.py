@@ -71,9 +71,10 @@ a sample errs and what is normal drifts."""
 LEARN_FROM = 200
 """A route's own latencies before they are judged: the fewest that show its q95 at all."""
 LEARN_EVERY = 100
+"""At least, and a tenth of what is known: what has just become slow must not be learned as usual meanwhile."""
 LATENCIES_MAX = 40_000
-FINE_LOG = log(1.02)
-"""Buckets of 2 %: a bound learned in them errs by as much."""
+FINE_LOG = log(1.005)
+"""Buckets of 0.5 %: a bound learned in them lies too high by as much, and delays an alarm by four times as much."""
 
 
 class Latencies:
@@ -111,7 +112,7 @@ class Latencies:
             self._fast //= 2
             self._counts = {bucket: (count + 1) // 2 for bucket, count in self._counts.items()}
             self._total = self._fast + sum(self._counts.values())
-        self._relearn_at = self._total + LEARN_EVERY
+        self._relearn_at = self._total + max(LEARN_EVERY, self._total // 10)
         q95, q99 = (self._bound_s(share) for share in EXCEEDED)
         self._bounds_s = q95, q99
 
