@@ -583,7 +583,9 @@ class _Shard:
         if event.failed is not None:
             streams = self._streams[event.failed]
             probability = streams.probability(event)
-            for names, tally in tried:
+            # A rolling deploy ends every session of the shard, one after the other: an ordinary end is no matter of a group.
+            alone = event.aspect is SESSION and not event.violation
+            for names, tally in tried[:1] if alone else tried:
                 felt += streams.fail(names, tally, slot, event.due_at, probability)
         return felt
 

@@ -510,6 +510,16 @@ def test_one_restart_of_every_node_with_its_sessions_is_no_alarm() -> None:
         assert [alarm for alarm in rig.detector.advance(number + 0.2) if alarm.tier is Tier.PAGE] == []
 
 
+def test_a_rolling_deploy_and_its_rollback_are_not_even_suspect() -> None:
+    """A node every two seconds, all of its sessions at once, there and back."""
+    rig = Rig(grid(1, 6, 6))
+    for number in range(60):
+        for place, route in enumerate(rig.ends(Kind.DETACHED)):
+            away = number in (20 + 2 * (place % 6), 40 + place % 6)
+            rig.try_(Aspect.SESSION, Kind.DETACHED if away else None, route, float(number))
+        assert rig.play_round(set()) == []
+
+
 def test_a_page_for_one_kind_does_not_hide_another() -> None:
     rig = Rig(grid(1, 3, 3))
     route = end_of(Kind.DUPLICATED, rig)
