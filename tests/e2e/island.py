@@ -5,6 +5,7 @@ within a machine, so each port there leads on to a node.
 """
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,7 @@ def island() -> Iterator[None]:
         for link in ("lo", PLUG):
             run("ip", "-n", NAME, "link", "set", link, "up")
         ETC.mkdir(parents=True, exist_ok=True)
+        undo.callback(shutil.rmtree, ETC)
         (ETC / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         mend()
         yield
