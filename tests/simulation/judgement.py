@@ -4,7 +4,7 @@ Verdicts are judged twice: by the judge who reads the finished history of facts 
 told?), and by the chat's own truth (was it told right?).
 """
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -52,7 +52,7 @@ FLAGGED_LATER_ROUNDS = 60
 RESTARTS_ROUNDS = 100
 QUIET_ROUNDS = 2
 """After the last evidence of a trouble."""
-HELD_MAX = 400_000
+HELD_MAX = 500_000
 """Entries of all containers that the judgement may hold: what its own limits add up to for the largest plan drawn."""
 
 
@@ -396,25 +396,30 @@ def bounded(run: Run) -> Iterator[str]:
 
 
 def entries(thing: object) -> int:
-    """How much an object holds: the entries of all containers that can be reached from it, each once."""
-    seen, waiting, total = set[int](), deque([thing]), 0
+    """How much an object holds: the entries of all containers that can be reached from it, each once. Records of events
+    are leaves."""
+    seen, waiting, total = set[int](), [thing], 0
+    slots: dict[type, list[str]] = {}
     while waiting:
-        one = waiting.popleft()
-        if (
-            id(one) in seen
-            or isinstance(one, str | bytes | int | float | type)
-            or (callable(one) and not hasattr(one, "__dict__"))
-        ):
+        one = waiting.pop()
+        kind = type(one)
+        if kind not in slots:
+            ours = kind.__module__.startswith("canary.") and kind.__module__ != "canary.events"
+            slots[kind] = (
+                [name for each in kind.__mro__ for name in getattr(each, "__slots__", ())] if ours else []
+            )
+        if kind not in CONTAINERS and not slots[kind] and not hasattr(one, "__dict__"):
+            continue
+        if id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, dict):
+        if kind in CONTAINERS:
             total += len(one)
-            waiting += [*one.keys(), *one.values()]
-        elif isinstance(one, list | tuple | set | frozenset | deque):
-            total += len(one)
-            waiting += one
-        elif type(one).__module__.startswith("canary."):
-            slots = [slot for kind in type(one).__mro__ for slot in getattr(kind, "__slots__", ())]
-            waiting += [getattr(one, slot, None) for slot in slots]
+            waiting += one.values() if isinstance(one, dict) else one
+        elif kind.__module__.startswith("canary."):
+            waiting += [getattr(one, slot, None) for slot in slots[kind]]
             waiting += getattr(one, "__dict__", {}).values()
     return total
+
+
+CONTAINERS = (dict, OrderedDict, Counter, list, tuple, set, frozenset, deque)
