@@ -408,8 +408,8 @@ class Chat:
             message.refused = True
             raise SendRefused(str(error)) from error
         starts, build = node.starts, node.build
-        await self._accept(node, message, body)
-        await self._hop(canary, node)
+        back_s = await self._accept(canary, node, message, body)
+        await self._world.clock.sleep(back_s)
         if node.starts != starts:
             raise SendUnanswered("the connection broke before an answer came")
         message.acknowledged = True
@@ -464,8 +464,8 @@ class Chat:
     async def _hop(self, canary: Canary, node: Node) -> None:
         await self._world.clock.sleep(self._world.hop_s(canary.region != node.region))
 
-    async def _accept(self, node: Node, message: Message, body: dict[str, Any]) -> None:
-        """Commit and fan out, as the build does it. Raises SendRefused or SendUnanswered."""
+    async def _accept(self, canary: Canary, node: Node, message: Message, body: dict[str, Any]) -> float:
+        """Commit and fan out, as the build does it; returns how long the answer takes. Raises SendRefused or SendUnanswered."""
         chance, build = self._world.random.random, node.build
         if build.refused and chance() < build.refused:
             message.refused = True
@@ -473,12 +473,16 @@ class Chat:
         if self._shard in self._world.leaderless:
             raise SendUnanswered("HTTP 503: no quorum")
         self._commit(build, message)
-        self._hand_out(node, message.heartbeat, body)
+        # Mostly all at once, answer and copies: the fewer the moments, the cheaper the simulation.
+        hops_s = {far: self._world.hop_s(far) for far in (False, True)}
+        self._hand_out(node, message.heartbeat, body, hops_s)
         if build.unanswered and chance() < build.unanswered:
             await trio.sleep(CALL_S)
             raise SendUnanswered(f"no answer within {CALL_S:g} s")
         if build.failed and chance() < build.failed:
             raise SendUnanswered("HTTP 500, code -1: internal error")
+        far = canary.region != node.region
+        return self._world.hop_s(far) if chance() < 0.1 else hops_s[far]
 
     def _commit(self, build: Build, message: Message) -> None:
         assert message.committed_at is None, "sent twice"
@@ -487,24 +491,26 @@ class Chat:
         message.stored = not (build.unstored and chance() < build.unstored)
         message.replayable = message.stored and not (build.unreplayed and chance() < build.unreplayed)
 
-    def _hand_out(self, origin: Node, heartbeat: Heartbeat, body: dict[str, Any]) -> None:
+    def _hand_out(
+        self, origin: Node, heartbeat: Heartbeat, body: dict[str, Any], hops_s: dict[bool, float]
+    ) -> None:
         """Fan out; with a build that swaps, each second message of a sender before the one that came first."""
         if origin.build.swapped and heartbeat.sender not in origin.held:
             origin.held[heartbeat.sender] = heartbeat.id, body
             return
-        self._fan_out(origin, heartbeat.id, body)
+        self._fan_out(origin, heartbeat.id, body, hops_s)
         if heartbeat.sender in origin.held:
-            self._fan_out(origin, *origin.held.pop(heartbeat.sender))
+            self._fan_out(origin, *origin.held.pop(heartbeat.sender), hops_s)
 
-    def _fan_out(self, origin: Node, name: HeartbeatId, body: dict[str, Any]) -> None:
+    def _fan_out(
+        self, origin: Node, name: HeartbeatId, body: dict[str, Any], hops_s: dict[bool, float]
+    ) -> None:
         now, hop_s, chance = trio.current_time(), self._world.hop_s, self._world.random.random
-        arrives_at = {far: now + hop_s(far) for far in (False, True)}
         for node in self._world.nodes_of(self._shard):
             for session in node.sessions:
                 if not session.canary.member and not node.build.leaks:
                     continue
-                # Mostly all at once: the fewer the moments, the cheaper the simulation.
-                at = now + hop_s(session.far) if chance() < 0.1 else arrives_at[session.far]
+                at = now + (hop_s(session.far) if chance() < 0.1 else hops_s[session.far])
                 withheld = next(self._withholds(origin, node, session, body), "")
                 self._world.truth.deliveries[name, session.connection] = Delivery(
                     session.canary.name, withheld

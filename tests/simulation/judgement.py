@@ -4,7 +4,7 @@ Verdicts are judged twice: by the judge who reads the finished history of facts 
 told?), and by the chat's own truth (was it told right?).
 """
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -399,20 +399,27 @@ def entries(thing: object) -> int:
     """How much an object holds: the entries of all containers that can be reached from it, each once. Records of events
     are leaves."""
     seen, waiting, total = set[int](), [thing], 0
+    slots: dict[type, list[str]] = {}
     while waiting:
         one = waiting.pop()
+        kind = type(one)
+        if kind not in slots:
+            ours = kind.__module__.startswith("canary.") and kind.__module__ != "canary.events"
+            slots[kind] = (
+                [name for each in kind.__mro__ for name in getattr(each, "__slots__", ())] if ours else []
+            )
+        if kind not in CONTAINERS and not slots[kind] and not hasattr(one, "__dict__"):
+            continue
         if id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, dict):
+        if kind in CONTAINERS:
             total += len(one)
-            waiting += one.keys()
-            waiting += one.values()
-        elif isinstance(one, list | tuple | set | frozenset | deque):
-            total += len(one)
-            waiting += one
-        elif type(one).__module__.startswith("canary.") and type(one).__module__ != "canary.events":
-            slots = [slot for kind in type(one).__mro__ for slot in getattr(kind, "__slots__", ())]
-            waiting += [getattr(one, slot, None) for slot in slots]
+            waiting += one.values() if isinstance(one, dict) else one
+        elif kind.__module__.startswith("canary."):
+            waiting += [getattr(one, slot, None) for slot in slots[kind]]
             waiting += getattr(one, "__dict__", {}).values()
     return total
+
+
+CONTAINERS = (dict, OrderedDict, Counter, list, tuple, set, frozenset, deque)
