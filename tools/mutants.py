@@ -60,7 +60,7 @@ BUGS = (
     Bug(
         "every outcome is true, so every round has a miss",
         "detector",
-        "missed = missed or beat.live is Live.MISSED",
+        "missed = missed or beat.live is MISSED",
         "missed = missed or bool(beat.live)",
     ),
     Bug(
@@ -72,7 +72,7 @@ BUGS = (
     Bug(
         "the grace for a pause never ends",
         "detector",
-        "forgiven = lens.overdue_only and self.live is Live.EXPECTED",
+        "forgiven = lens.overdue_only and self.live is EXPECTED",
         "forgiven = lens.overdue_only and self.live in WAITING",
     ),
     Bug(
