@@ -95,6 +95,9 @@ FELT = 1.0
 """In rounds: a failure whose stream weighs less than this after it is not weighed at once. All streams of a shard
 together would not make a suspicion of it."""
 
+ROUNDS_IN_SLOT = 64
+"""More than a shard that is probed has: each time a route has its next heartbeat in a slot, a new round begins."""
+
 RELEARN_EVERY = 1000
 """Settled heartbeats between two looks at what the shard loses."""
 
@@ -444,7 +447,7 @@ class _Shard:
             for group, weight in self._live_weights.items()
         ]
         self._rounds: deque[_Round] = deque()
-        self._newest = _Round(-1, 0, 1.0, closed=True)
+        self._newest = _Round(-1, -1, 0, 1.0, closed=True)
         self.unlearned_settled = self._unlearned_missed = 0
 
     def page(self, kinds: Collection[Kind]) -> None:
@@ -501,7 +504,7 @@ class _Shard:
         """Settle it and learn from it. Returns what it adds to the evidence, and the trial that failed, if it took
         unusually long."""
         beat = self.settle(event)
-        path, slot = beat.path, beat.round_.slot
+        path, slot = beat.path, beat.round_.number
         # Not its latency: an arrival is kept back until the send is answered, and silence lasts as long as that.
         path.silences.learn(event.at - event.due_at)
         for tally in path.arrivals:
@@ -539,7 +542,8 @@ class _Shard:
         return floor(due_at / self._period_s + 1e-6)
 
     def _begin(self, slot: int, closed: bool) -> "_Round":
-        round_ = _Round(slot, self._routes, self.losses.tolerated, closed)
+        number = self._newest.number + 1 if slot == self._newest.slot else slot * ROUNDS_IN_SLOT
+        round_ = _Round(number, slot, self._routes, self.losses.tolerated, closed)
         self._rounds.append(round_)
         return round_
 
@@ -569,6 +573,10 @@ class _Shard:
     def try_(self, event: Trial) -> float:
         """Count the trial in each of its groups; where it failed, that is evidence, once per slot. Returns how much."""
         slot, felt = self._slot(event.due_at), 0.0
+        if (
+            event.aspect is Aspect.ARRIVAL
+        ):  # counted with the outcomes, which have rounds of their own while probed
+            slot = self._newest.number if slot == self._newest.slot else slot * ROUNDS_IN_SLOT
         if event.aspect is SESSION and slot > self._session_slot:
             # Sessions are tried in every slot in which this agent is able to judge.
             self._session_slot = slot
@@ -824,9 +832,11 @@ class _Beat(Struct, eq=False):
 class _Round:
     """The heartbeats of the shard in one slot of the schedule, and what each group of routes has to show in it."""
 
-    __slots__ = ("arrived", "beats", "closed", "joined", "missed", "pending", "slot", "tolerated")
+    __slots__ = ("arrived", "beats", "closed", "joined", "missed", "number", "pending", "slot", "tolerated")
 
-    def __init__(self, slot: int, routes: int, tolerated: float, closed: bool) -> None:
+    def __init__(self, number: int, slot: int, routes: int, tolerated: float, closed: bool) -> None:
+        self.number = number
+        """In the order of beginning; of a late-comer's, which has no place in it, that of its slot."""
         self.slot = slot
         self.tolerated = tolerated
         self.closed = closed

@@ -613,3 +613,17 @@ def test_the_loss_of_a_shard_that_always_loses_some_is_learned_and_told() -> Non
     assert told.settled >= 100_000
     assert told.missed / told.settled == pytest.approx(0.0012, rel=0.3)
     assert 3 * 0.0010 < told.loss < 3 * 0.0020
+
+
+def test_a_probed_shard_is_called_late_no_sooner_for_being_asked_more_often() -> None:
+    """As slow as ever, five heartbeats in each slot: each is held against what one may do, not the slot's slowest."""
+    rig, random = Rig(grid(1, 2, 2)), Random(1)
+    for slot in range(2500):
+        probes = 1 if slot < 500 else 5
+        for probe in range(probes):
+            due_at = slot + probe / probes
+            for route in rig.shard_of:
+                rig.tell(Live.EXPECTED, route, due_at, due_at)
+            for route in rig.shard_of:
+                rig.tell(Live.ARRIVED, route, due_at, due_at + random.uniform(0.6, 1.4))
+            assert [alarm for alarm in rig.detector.advance(due_at + 0.1) if alarm.tier is Tier.PAGE] == []

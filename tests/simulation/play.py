@@ -115,12 +115,14 @@ def config_of(options: Options) -> Config:
         ),
         # As many rounds as the defaults mean at 1 Hz.
         detection=Detection(
+            tolerated_latency_s=0.5 * unit_s,
+            session_down_s=10 * unit_s,
             page_budget_s=30 * 86400 * period_s,
             suspect_budget_s=3600 * period_s,
             resolve_hold_s=4 * period_s,
         ),
         traces=Traces(),
-        agent=OwnHealth(control=("http://control.example",)),
+        agent=OwnHealth(control=("http://control.example",), void_alarm_s=60 * unit_s),
         shards=tuple(
             Shard(
                 name=name,
