@@ -58,6 +58,9 @@ POLL_S = 0.1
 QUIET_S = 0.25
 """Nothing is weighed while no heartbeat has been silent for this long: a healthy shard costs no polls."""
 
+HEELS_S = 0.25
+"""What a pause held up comes together, within this."""
+
 LOUD = 3600.0
 """A route has evidence of its own from this score on: two misses in a row at 0.1 % tolerated loss, not one."""
 
@@ -516,8 +519,9 @@ class _Shard:
         beyond_q95, beyond_q99 = path.latencies.exceeded(event.latency_s)
         if self.tier is OK:
             path.latencies.learn(event.latency_s)
-        if not beyond_q95:
+        if not beyond_q95 or path.is_behind_a_late_one(event):
             return 0.0, None
+        path.late_at = event.at
         return self._be_late(event, slot, beyond_q99)
 
     def _be_late(self, event: Outcome, slot: int, beyond_q99: bool) -> tuple[float, Trial | None]:
@@ -800,7 +804,7 @@ class _LiveStream:
         return _Reading(self._group, self.weight, mean(self.scores(rounds, lens)), onset_at, loss)
 
 
-class _Path(Struct, frozen=True, eq=False):
+class _Path(Struct, eq=False):
     """What a route has taught, and the tallies that count its arrivals."""
 
     place: int
@@ -808,6 +812,13 @@ class _Path(Struct, frozen=True, eq=False):
     silences: Silences
     latencies: Latencies
     arrivals: list[_Tally]
+    late_at: float = -inf
+    """When the last one came that was held to be late."""
+
+    def is_behind_a_late_one(self, event: Outcome) -> bool:
+        """It was sent while that one was on the way, and came at its heels: one pause held up both, and is late once.
+        Where every heartbeat takes long by itself, they come as far apart as they were sent."""
+        return event.due_at < self.late_at >= event.at - HEELS_S
 
 
 class _Beat(Struct, eq=False):

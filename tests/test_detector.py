@@ -270,6 +270,19 @@ def test_a_pause_of_the_whole_shard_within_the_allowance_is_suspected_but_never_
     assert pages == {2.9: False, 9.0: True}
 
 
+@pytest.mark.parametrize("slow", [False, True], ids=["a pause", "slow for good"])
+def test_what_one_pause_held_up_is_late_once(slow: bool) -> None:
+    """A pause within the allowance must not page for what it made late, all of it at once, when it is over."""
+    clockwork = Clockwork(Rig(grid(1, 3, 6), Heartbeats(1, 10, 7)), Random(3))
+    clockwork.run(250)  # until the usual latencies are known
+    if slow:
+        clockwork.latency_s = lambda: 6.8
+    else:
+        clockwork.held_until = lambda route, at: max(at, 256.8) if at >= 250 else at
+    alarms = clockwork.run(280)
+    assert [alarm.kind for alarm in alarms if alarm.tier is Tier.PAGE] == ([Kind.LATE] if slow else [])
+
+
 def test_silence_that_may_be_a_missing_answer_is_suspected_but_never_paged() -> None:
     """The ledger calls a heartbeat overdue; until it does, nobody knows whether the shard has accepted it."""
     rig = Rig(grid(1, 1, 2))
