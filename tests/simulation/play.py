@@ -20,6 +20,7 @@ import msgspec
 import trio
 from trio._core import _run  # no public name seeds the scheduler; test_seeds.py notices when this one goes
 
+import canary.plan
 from canary.config import Config, Detection, Entry, Heartbeats, OwnHealth, Region, Secret, Shard, Traces
 from canary.events import (
     Alarm,
@@ -69,6 +70,8 @@ class Options:
     shards: int
     regions: int
     outsiders: bool
+    probes: int
+    """How many times as often a suspect shard is probed, at the most."""
     loss: float
     """What a healthy shard loses."""
     gap_rounds: float
@@ -92,9 +95,10 @@ def draw(seed: int) -> Options:
         unit_s=random.choice([0.5, 1.0, 1.0]) * period_s,
         shards=shards,
         regions=regions,
-        outsiders=random.random() < 0.3,
+        outsiders=random.random() < 0.2,
+        probes=random.choice([1, 1, 1, 2, 5]),
         loss=random.choice([0.0, 0.0, 0.0002]),
-        gap_rounds=random.choice([30.0, 200.0, 600.0]),
+        gap_rounds=random.choice([60.0, 300.0, 900.0]),
         crowd=random.choice([0.0, 0.3, 0.6]),
         kinds=frozenset(random.sample(kinds, random.randint(2, 6)) if few else kinds),
     )
@@ -167,6 +171,16 @@ def unit_of_time(unit_s: float) -> Iterator[None]:
     finally:
         for module, name, value in kept:
             setattr(module, name, value)
+
+
+@contextmanager
+def probed(times: int) -> Iterator[None]:
+    """Within, plans probe no more often than this."""
+    kept, canary.plan.PROBES_MAX = canary.plan.PROBES_MAX, times
+    try:
+        yield
+    finally:
+        canary.plan.PROBES_MAX = kept
 
 
 def run_seeded(seed: int, clock: trio.abc.Clock, main: Callable[..., Any], *words: object) -> None:
@@ -265,7 +279,7 @@ class Run:
 
 def simulate(options: Options) -> Run:
     clock, runs = VirtualClock(), list[Run]()
-    with unit_of_time(options.unit_s):
+    with unit_of_time(options.unit_s), probed(options.probes):
         run_seeded(options.seed, clock, _simulate, options, clock, runs)
     return runs[0]
 
