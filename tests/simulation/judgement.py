@@ -165,10 +165,16 @@ def _facts(life: Life) -> _Facts:
 def judged(run: Run) -> Iterator[str]:
     """Every verdict, and the last that the detector heard, is the judge's. Left out: heartbeats under way while the agent
     stood still, for the judge takes time to be told when it is due."""
-    properties.TIMES, properties.NAMES = (
-        run.config.heartbeat,
-        tuple(canary.name for canary in run.plan.canaries),
-    )
+    kept = properties.TIMES, properties.NAMES
+    properties.TIMES = run.config.heartbeat
+    properties.NAMES = tuple(canary.name for canary in run.plan.canaries)
+    try:
+        yield from list(_differences(run))
+    finally:
+        properties.TIMES, properties.NAMES = kept
+
+
+def _differences(run: Run) -> Iterator[str]:
     routes = {
         canary.name: [one for one in run.plan.routes if one.sender == canary.name]
         for canary in run.plan.canaries
