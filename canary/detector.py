@@ -106,7 +106,7 @@ RELEARN_EVERY = 1000
 
 EXPECTED, ARRIVED, OVERDUE = Live.EXPECTED, Live.ARRIVED, Live.OVERDUE
 MISSED, EXCUSED = Live.MISSED, Live.EXCUSED
-OK, SESSION = Tier.OK, Aspect.SESSION
+OK, ARRIVAL, SESSION = Tier.OK, Aspect.ARRIVAL, Aspect.SESSION
 """To name a member of an enum takes ten times as long as to name a constant, and every heartbeat does it often."""
 
 UNMEASURED_ROUNDS = 30
@@ -145,50 +145,54 @@ class Detector:
         for shard in self._known(paging or {}):
             shard.page((paging or {})[shard.name])
         self._now = self._weighed_at = -inf
-        self._failed_at: float | None = None
-        self._due_at: float | None = None
-        self._due_is_known = False
+        self._failed = False
+        self._due_at = inf
+        """Nothing has to be weighed before this. What has settled since it was found may put it off further."""
+        self._has_settled = False
 
-    def observe(self, event: Outcome | Trial | IncidentChanged) -> list[Alarm | Trial | Tolerated]:
+    def observe(self, event: Outcome | Trial | IncidentChanged) -> Sequence[Alarm | Trial | Tolerated]:
         """Take one fact. What a failure is worth is said by the `advance` that is due at once after it."""
-        match event:
-            case Outcome():
-                return self._observe_outcome(event)
-            case Trial():
-                shard = self._shards[event.labels.shard]
-                felt = shard.try_(event)
-                if felt >= FELT or shard.blind:
-                    self._failed_at, self._due_is_known = event.at, False
-            case IncidentChanged(change=Change.RESOLVED):
-                self._due_is_known = False
-                return [self._reset(shard, event.at) for shard in self._known(event.incident.shards)]
-            case _:
-                pass
-        return []
+        if isinstance(event, Outcome):
+            return self._observe_outcome(event)
+        if isinstance(event, Trial):
+            shard = self._shards[event.labels.shard]
+            felt = shard.try_(event)
+            if felt >= FELT or shard.blind:
+                self._fail(event.at)
+        elif event.change is Change.RESOLVED:
+            resets = [self._reset(shard, event.at) for shard in self._known(event.incident.shards)]
+            self._due_at = self._stirs_at()
+            return resets
+        return ()
 
     def advance(self, now: float) -> list[Alarm]:
         """Weigh all silence as of `now`, if it is time to; every change of a tier is an alarm, one step at a time."""
         self._now = now
-        due_at = self.next_deadline()
-        if due_at is None or now < due_at:
+        if now < self._due_at:
             return []
-        self._weighed_at, self._failed_at, self._due_is_known = now, None, False
-        return [alarm for shard in self._shards.values() for alarm in self._weigh(shard, now)]
+        alarms = list[Alarm]()
+        if self._failed or self._stirs_at() <= now:
+            self._weighed_at, self._failed = now, False
+            alarms = [alarm for shard in self._shards.values() for alarm in self._weigh(shard, now)]
+        self._due_at = self._stirs_at()
+        return alarms
 
     def next_deadline(self) -> float | None:
         """When silence may have become evidence; None while nothing is silent."""
-        if not self._due_is_known:
-            self._due_at, self._due_is_known = self._find_deadline(), True
-        return self._due_at
+        if self._has_settled and not self._failed:
+            self._has_settled, self._due_at = False, self._stirs_at()
+        return None if self._due_at == inf else self._due_at
 
-    def _find_deadline(self) -> float | None:
-        if self._failed_at is not None:
-            return self._failed_at
+    def _stirs_at(self) -> float:
         first_at = inf
         for shard in self._shards.values():
             if (stirs_at := shard.stirs_at()) < first_at:
                 first_at = stirs_at
-        return None if first_at == inf else max(first_at, self._weighed_at + POLL_S)
+        return max(first_at, self._weighed_at + POLL_S)
+
+    def _fail(self, at: float) -> None:
+        """Something has failed that must be weighed at once."""
+        self._failed, self._due_at = True, at
 
     def evidence(self, shard: str) -> Evidence:
         state = self._shards[shard]
@@ -203,25 +207,28 @@ class Detector:
         """An incident outlives the configuration it was opened under; its shard may be gone."""
         return [self._shards[name] for name in names if name in self._shards]
 
-    def _observe_outcome(self, event: Outcome) -> list[Alarm | Trial | Tolerated]:
-        shard, live, self._due_is_known = self._shards[event.labels.shard], event.live, False
+    def _observe_outcome(self, event: Outcome) -> Sequence[Alarm | Trial | Tolerated]:
+        shard, live = self._shards[event.labels.shard], event.live
         if live is EXPECTED:
             shard.expect(event)
-            return []
+            if event.due_at + QUIET_S < self._due_at:
+                self._due_at = max(event.due_at + QUIET_S, self._weighed_at + POLL_S)
+            return ()
         if live is OVERDUE:
             shard.overdue(event)
-            return []
+            return ()
+        self._has_settled = True
         findings: list[Alarm | Trial | Tolerated] = []
         if live is ARRIVED:
-            felt, late = shard.arrive(event)
-            if late is not None:
-                findings.append(late)
-            if felt >= FELT:
-                self._failed_at = event.at
+            if late := shard.arrive(event):
+                felt, trials = late
+                findings += trials
+                if felt >= FELT:
+                    self._fail(event.at)
         else:
             shard.settle(event)
             if live is MISSED:
-                self._failed_at = event.at
+                self._fail(event.at)
         if shard.unlearned_settled >= RELEARN_EVERY and (learned := shard.relearn(event.at)):
             findings.append(learned)
         return findings
@@ -503,9 +510,9 @@ class _Shard:
             self._fold()
         return beat
 
-    def arrive(self, event: Outcome) -> tuple[float, Trial | None]:
-        """Settle it and learn from it. Returns what it adds to the evidence, and the trial that failed, if it took
-        unusually long."""
+    def arrive(self, event: Outcome) -> tuple[float, list[Trial]] | None:
+        """Settle it and learn from it. Returns, if it took unusually long, what that adds to the evidence, and the trial
+        that failed by it."""
         beat = self.settle(event)
         path, slot = beat.path, beat.round_.number
         # Not its latency: an arrival is kept back until the send is answered, and silence lasts as long as that.
@@ -515,23 +522,23 @@ class _Shard:
                 tally.slot = slot
                 tally.number += 1
         if event.latency_s is None:
-            return 0.0, None
+            return None
         beyond_q95, beyond_q99 = path.latencies.exceeded(event.latency_s)
         if self.tier is OK:
             path.latencies.learn(event.latency_s)
         if not beyond_q95 or path.is_behind_a_late_one(event):
-            return 0.0, None
+            return None
         path.late_at = event.at
         return self._be_late(event, slot, beyond_q99)
 
-    def _be_late(self, event: Outcome, slot: int, beyond_q99: bool) -> tuple[float, Trial | None]:
+    def _be_late(self, event: Outcome, slot: int, beyond_q99: bool) -> tuple[float, list[Trial]]:
         """The route bets on both bounds: all that slows down is seen at the lower, stragglers are at the higher. Groups
         bet on the higher one."""
         late, tallies = self._streams[Kind.LATE], self._tallies[Aspect.ARRIVAL]
         route, *groups = _names(Aspect.ARRIVAL, event.route)
         felt = late.fail(route, tallies[route], slot, event.due_at, EXCEEDED[0], part="q95", share=0.6)
         if not beyond_q99:
-            return felt, None
+            return felt, []
         felt += late.fail(route, tallies[route], slot, event.due_at, EXCEEDED[1], part="q99", share=0.4)
         for names in groups:
             if names in tallies:
@@ -539,7 +546,7 @@ class _Shard:
         trial = Trial(
             Aspect.ARRIVAL, Kind.LATE, event.route, event.due_at, event.at, event.labels, event.heartbeat
         )
-        return felt, trial
+        return felt, [trial]
 
     def _slot(self, due_at: float) -> int:
         # The schedule is made of floats: the small shift keeps n * period on its own side of the slot's border.
@@ -576,18 +583,16 @@ class _Shard:
 
     def try_(self, event: Trial) -> float:
         """Count the trial in each of its groups; where it failed, that is evidence, once per slot. Returns how much."""
-        slot, felt = self._slot(event.due_at), 0.0
-        if (
-            event.aspect is Aspect.ARRIVAL
-        ):  # counted with the outcomes, which have rounds of their own while probed
+        aspect, slot, felt = event.aspect, self._slot(event.due_at), 0.0
+        if aspect is ARRIVAL:  # counted with the outcomes, which have rounds of their own while probed
             slot = self._newest.number if slot == self._newest.slot else slot * ROUNDS_IN_SLOT
-        if event.aspect is SESSION and slot > self._session_slot:
+        elif aspect is SESSION and slot > self._session_slot:
             # Sessions are tried in every slot in which this agent is able to judge.
             self._session_slot = slot
             self.unmeasured_rounds += 1
-        tried = self._tried[event.aspect].get(event.route)
+        tried = self._tried[aspect].get(event.route)
         if tried is None:
-            tried = self._tried[event.aspect][event.route] = self._tallies_of(event.aspect, event.route)
+            tried = self._tried[aspect][event.route] = self._tallies_of(aspect, event.route)
         for _, tally in tried:
             if tally.slot < slot:
                 tally.slot = slot
@@ -596,7 +601,7 @@ class _Shard:
             streams = self._streams[event.failed]
             probability = streams.probability(event)
             # A rolling deploy ends every session of the shard, one after the other: an ordinary end is no matter of a group.
-            alone = event.aspect is SESSION and not event.violation
+            alone = aspect is SESSION and not event.violation
             for names, tally in tried[:1] if alone else tried:
                 felt += streams.fail(names, tally, slot, event.due_at, probability)
         return felt

@@ -23,6 +23,12 @@ HeartbeatId = NewType("HeartbeatId", str)
 IncidentId = NewType("IncidentId", str)
 
 
+class Word(Enum):
+    """A word of a closed list. Each is there once, so its place in memory is hash enough: an Enum's own costs a call."""
+
+    __hash__ = object.__hash__
+
+
 # --- who ---------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +122,7 @@ def _hex_id(role: str, name: str, size: int) -> str:
 # --- facts of the world ------------------------------------------------------------------------------------------
 
 
-class Stamp(Enum):
+class Stamp(Word):
     """Which clock dated a receipt."""
 
     KERNEL = "kernel"
@@ -127,7 +133,7 @@ class Stamp(Enum):
     """The time at which our code had the frame."""
 
 
-class Oracle(Enum):
+class Oracle(Word):
     """Where a heartbeat can be looked up when no receipt came."""
 
     STORED = "stored"
@@ -261,7 +267,7 @@ Fact = (
 # --- what the ledger concludes -----------------------------------------------------------------------------------
 
 
-class Live(Enum):
+class Live(Word):
     """What the live path has done with a heartbeat on a route so far."""
 
     EXPECTED = "expected"
@@ -275,7 +281,7 @@ class Live(Enum):
     """Silence proves nothing here: no session, nothing accepted, or the canary's own fault."""
 
 
-class Verdict(Enum):
+class Verdict(Word):
     """What became of one heartbeat on one route, all oracles asked."""
 
     DELIVERED = "delivered"
@@ -293,7 +299,7 @@ FAILED = frozenset({Verdict.LATE, Verdict.UNDELIVERED, Verdict.UNREPLAYED, Verdi
 """The verdicts that are the shard's failure to deliver."""
 
 
-class Kind(Enum):
+class Kind(Word):
     """The kind of a failure: what a stream of the detector watches for, what an alarm and an incident are called."""
 
     UNDELIVERED = "undelivered"
@@ -316,7 +322,7 @@ class Kind(Enum):
     """Nothing was there to judge for so long that nobody can call the shard healthy."""
 
 
-class Aspect(Enum):
+class Aspect(Word):
     """What a trial tried; each kind of failure is counted against the trials of one aspect."""
 
     LIVE = "live"
@@ -369,7 +375,7 @@ class Trial(Struct, frozen=True, gc=False):
     """Of a session that failed: the shard broke its own protocol, which no restart and no network explains."""
 
 
-class Flag(Enum):
+class Flag(Word):
     """What was odd beside the verdict; counted on its own."""
 
     DUPLICATED = "duplicated"
@@ -440,7 +446,7 @@ class Closed(Struct, frozen=True, gc=False):
 # --- what the detector concludes ---------------------------------------------------------------------------------
 
 
-class Tier(Enum):
+class Tier(Word):
     OK = "ok"
     SUSPECT = "suspect"
     """No page: evidence worth an hour of normal operation, overdue heartbeats counted from the first moment."""
@@ -509,7 +515,7 @@ class Scope(Struct, frozen=True, gc=False):
     outside: Rate
 
 
-class Change(Enum):
+class Change(Word):
     OPENED = "opened"
     UPDATED = "updated"
     RESOLVED = "resolved"

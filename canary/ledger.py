@@ -142,7 +142,10 @@ class Ledger:
     def observe(self, fact: Fact) -> list[Finding]:
         """Take one fact and return what follows from it. Facts about unknown heartbeats are nobody's and ignored."""
         out = self._out = []
-        self._observe(fact)
+        if isinstance(fact, Received):  # as many as all others together
+            self._receive(fact)
+        else:
+            self._observe(fact)
         return out
 
     def advance(self, now: float) -> list[Finding]:
@@ -172,13 +175,11 @@ class Ledger:
 
     def _observe(self, fact: Fact) -> None:
         match fact:
-            case Received():  # the most frequent first
-                self._receive(fact)
-            case Alive(canary, at):
-                if presence := self._presences.get(canary):
-                    presence.alive_at = max(at, presence.alive_at)
-            case Sent(heartbeat, at):
-                self._begin(heartbeat, at)
+            case Alive():
+                if (presence := self._presences.get(fact.canary)) and fact.at > presence.alive_at:
+                    presence.alive_at = fact.at
+            case Sent():
+                self._begin(fact.heartbeat, fact.at)
             case Acked() | Refused() | Unanswered() | Looked():
                 if file := self._files.get(fact.heartbeat):
                     self._note(file, fact)
@@ -289,11 +290,11 @@ class Ledger:
 
     def _note(self, file: "_File", fact: Acked | Refused | Unanswered | Looked) -> None:
         match fact:
-            case Acked(_, at, node, build):
-                file.accept(node, build)
-                self._answer(file, at, None, "accepted")
+            case Acked():
+                file.accept(fact.node, fact.build)
+                self._answer(file, fact.at, None, "accepted")
                 if file.is_sampled and not file.expired:
-                    file.look_at = at + AUDIT_AFTER_S
+                    file.look_at = fact.at + AUDIT_AFTER_S
                     self._wake(file, file.look_at)
             case Refused(_, at, reason):
                 file.refused = True
@@ -519,19 +520,26 @@ class Ledger:
         )
 
     def _settle(self, file: "_File", at: float) -> None:
-        decided = [passage for passage in file.passages.values() if self._decide(file, passage, at)]
+        decided = False
+        if file.undecided or file.deadline_passed or file.refused:  # else all of them came in time
+            for passage in file.passages.values():
+                decided = self._decide(file, passage, at) or decided
         if decided or file.closed:
-            self._conclude(file, at, bool(decided))
+            self._conclude(file, at, decided)
 
     def _decide(self, file: "_File", passage: "_Passage", at: float) -> bool:
         """Say the verdict that this route has come to, if it is another one."""
         before = passage.settled
-        if before is not None and before.received_at is not None:
+        if before is None:
+            if passage.received_at is None and not file.deadline_passed and not file.refused:
+                return False  # nothing is known yet
+        elif before.received_at is not None:
             return False  # what arrived, arrived
         judged = _judge(file, passage)
         if judged is None or (before is not None and judged[0] is before.verdict):
             return False
-        self._verdict(file, passage, *judged, at)
+        verdict, reason = judged
+        self._verdict(file, passage, verdict, reason, at)
         return True
 
     def _conclude(self, file: "_File", at: float, changed: bool = True) -> None:
@@ -569,7 +577,6 @@ class Ledger:
         self._out.append(file.record(at))
         file.is_record_due = file.is_record_due and not file.is_audited
         if not file.closed:
-            assert not any(passage.live in WAITING for passage in file.passages.values())
             file.closed = True
             self._try_tightness(file, at)
 
@@ -598,7 +605,9 @@ class _Path(Struct, eq=False):
         """By one that was sent when this one had long been accepted: of two that are on their way at once, either may come first."""
         channel = file.heartbeat.shape.channel
         newest_sent_at = self.newest_sent_at.get(channel, -inf)
-        self.newest_sent_at[channel] = max(file.sent_at, newest_sent_at)
+        if file.sent_at >= newest_sent_at:
+            self.newest_sent_at[channel] = file.sent_at
+            return False  # nor was it answered before it was sent
         return file.node is not None and file.answered_at is not None and file.answered_at < newest_sent_at
 
 

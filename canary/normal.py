@@ -4,12 +4,13 @@ what share of them is lost.
 Everything learned here only ever makes the detector more patient than the configuration says, never less.
 """
 
+from bisect import bisect_right
 from math import exp, log, sqrt
 
 BUCKET_FIRST_S = 0.001
-BUCKET_WIDTH_LOG = log(1.2)
 BUCKETS = 64
-"""1 ms to 100 s in steps of 20 %."""
+BUCKETS_S = [BUCKET_FIRST_S * 1.2**step for step in range(1, BUCKETS)]
+"""Where each bucket ends and the next begins: 1 ms to 100 s in steps of 20 %."""
 
 SAMPLES_MAX = 20_000
 """Then all counts are halved: a route at 1 Hz forgets what was normal within some hours."""
@@ -28,7 +29,7 @@ class Silences:
         self._total = 0
 
     def learn(self, silence_s: float) -> None:
-        bucket = _bucket(silence_s)
+        bucket = bisect_right(BUCKETS_S, silence_s)
         self._counts[bucket] += 1
         self._total += 1
         if self._total >= SAMPLES_MAX:
@@ -48,19 +49,16 @@ class Silences:
         tail, because the sample knows least where it matters most."""
         if age_s <= 0:
             return 1.0
-        return min(max(1.2 * self._share_above(_bucket(age_s / 1.3)), 1e-4 / (age_s * sqrt(age_s))), 1.0)
+        return min(
+            max(1.2 * self._share_above(bisect_right(BUCKETS_S, age_s / 1.3)), 1e-4 / (age_s * sqrt(age_s))),
+            1.0,
+        )
 
     def _share_above(self, bucket: int) -> float:
         above = sum(self._counts[bucket:])
         if self._prior is None:
             return (above + 1) / (self._total + 1)
         return (above + PRIOR_SAMPLES * self._prior._share_above(bucket)) / (self._total + PRIOR_SAMPLES)
-
-
-def _bucket(silence_s: float) -> int:
-    if silence_s <= BUCKET_FIRST_S:
-        return 0
-    return min(int(log(silence_s / BUCKET_FIRST_S) / BUCKET_WIDTH_LOG), BUCKETS - 1)
 
 
 # --- how long heartbeats take ---------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from canary.events import (
     Trial,
 )
 from canary.ledger import Ledger
-from canary.normal import SAMPLES_MAX, Silences, _bucket
+from canary.normal import BUCKETS_S, SAMPLES_MAX, Silences
 from tests.clockwork import Clockwork, Rig, grid, healthy_latency_s, resolved
 
 DAY_S = 86_400
@@ -289,7 +289,7 @@ def teach(silences: Silences, heartbeats: int, random: Random) -> None:
 def _healthy_silences(samples: int = 50_000) -> dict[int, float]:
     """By bucket, their share."""
     random = Random("what is normal")
-    counts = Counter(_bucket(healthy_latency_s(random)) for _ in range(samples))
+    counts = Counter(bisect_right(BUCKETS_S, healthy_latency_s(random)) for _ in range(samples))
     return {bucket: counts[bucket] / samples for bucket in counts}
 
 

@@ -3,7 +3,8 @@ and how rarely it alarms is in `tests/bench/certify.py`."""
 
 import os
 from collections.abc import Callable
-from itertools import count
+from itertools import count, groupby
+from operator import itemgetter
 from random import Random
 from time import perf_counter, process_time
 
@@ -11,7 +12,7 @@ import pytest
 
 from canary.config import Detection, Heartbeats
 from canary.detector import Detector
-from canary.events import Fact, Live, Outcome, Route, Sent, Trial
+from canary.events import Fact, Finding, Live, Outcome, Route, Sent, Trial
 from canary.scope import explain
 from tests.bench.test_bench_ledger import FAR, NEAR, health, watched
 from tests.clockwork import TEN_SECONDS, Rig, grid
@@ -111,14 +112,21 @@ def test_cost_of_judgement() -> None:
 
 
 def judged(facts: list[tuple[float, Fact]]) -> float:
-    """Seconds of this process, called as the owner of the watch calls."""
+    """Seconds of this process, called as the owner of the watch calls: time is judged after all facts that are there."""
     ledger, routes = watched(), [Route(one, other) for one in NEAR for other in NEAR + FAR]
     detector = Detector(Heartbeats(), Detection(), {"us-east": routes})
-    began = process_time()
-    for at, fact in facts:
-        for finding in ledger.observe(fact) + ledger.advance(at):
+    moments = [(at, [fact for _, fact in those]) for at, those in groupby(facts, key=itemgetter(0))]
+
+    def spread(findings: list[Finding]) -> None:
+        for finding in findings:
             if type(finding) is Outcome or type(finding) is Trial:
                 assert not detector.observe(finding)
+
+    began = process_time()
+    for at, those in moments:
+        for fact in those:
+            spread(ledger.observe(fact))
+        spread(ledger.advance(at))
         detector.advance(at)
         ledger.next_deadline()
         detector.next_deadline()

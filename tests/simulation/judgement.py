@@ -34,9 +34,11 @@ from canary.events import (
     Sent,
     Settled,
     Stalled,
+    Tier,
     Unanswered,
     Verdict,
 )
+from canary.normal import LEARN_FROM
 from tests.properties import test_ledger_against_judge as properties
 from tests.simulation.play import Life, Run
 from tests.simulation.trouble import LIVE, Trouble
@@ -353,6 +355,8 @@ def flagged(run: Run) -> Iterator[str]:
             and other.touches(trouble.from_at, until_at)
             for other in run.troubles
         )
+        if Kind.LATE in trouble.says and not _knows_what_is_usual(run, trouble):
+            continue
         if alone and trouble.until_at >= until_at and not _in_incident(run, trouble, until_at):
             yield (
                 f"{trouble.kind} of {trouble.place} (share {trouble.share:.0%}) at {trouble.from_at:.0f} s"
@@ -360,19 +364,35 @@ def flagged(run: Run) -> Iterator[str]:
             )
 
 
-def _in_incident(run: Run, trouble: Trouble, until_at: float) -> bool:
-    open_shards: tuple[str, ...] = ()
-    for at, event in run.of(IncidentChanged):
-        if at > until_at:
+def _knows_what_is_usual(run: Run, trouble: Trouble) -> bool:
+    """Latency is judged by its own history, and only a calm shard teaches it: was there enough of it in this life?"""
+    life = max((life for life in run.lives if life.from_at <= trouble.from_at), key=lambda life: life.from_at)
+    taught = dict.fromkeys(run.plan.routes_of(trouble.shard), 0)
+    tier = Tier.PAGE if trouble.shard in _open_shards(run, life.from_at) else Tier.OK
+    for at, event in life.events:
+        if at > trouble.from_at:
             break
-        if (
-            at >= trouble.from_at
-            and trouble.shard in event.incident.shards
-            and event.incident.resolved_wall is None
-        ):
-            return True
-        open_shards = event.incident.shards if event.incident.resolved_wall is None else ()
-    return trouble.shard in open_shards
+        if isinstance(event, Alarm) and event.shard == trouble.shard:
+            tier = event.tier
+        elif isinstance(event, Outcome) and event.live is Live.ARRIVED and event.route in taught:
+            taught[event.route] += tier is Tier.OK
+    return min(taught.values()) >= LEARN_FROM
+
+
+def _in_incident(run: Run, trouble: Trouble, until_at: float) -> bool:
+    opened = any(
+        trouble.from_at <= at <= until_at
+        and trouble.shard in event.incident.shards
+        and event.incident.resolved_wall is None
+        for at, event in run.of(IncidentChanged)
+    )
+    return opened or trouble.shard in _open_shards(run, until_at)
+
+
+def _open_shards(run: Run, at: float) -> tuple[str, ...]:
+    """Of the incident that is open then."""
+    told = [event.incident for told_at, event in run.of(IncidentChanged) if told_at <= at]
+    return told[-1].shards if told and told[-1].resolved_wall is None else ()
 
 
 # --- afterwards ------------------------------------------------------------------------------------------------------

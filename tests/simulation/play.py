@@ -4,7 +4,7 @@ The fleet is the real one (clients, auditors, owner, watch); the chat is `tests.
 In the first troubles come and go; in the second they have stopped, and everything must come right again.
 
 Time has another unit here. A second of the program's constants and of the configuration's time-outs becomes `unit_s`
-seconds, so that a fleet with a heartbeat every half minute waits, polls and asks as often per heartbeat as one at 1 Hz.
+seconds, so that a fleet with a heartbeat every minute waits, polls and asks as often per heartbeat as one at 1 Hz.
 """
 
 import sys
@@ -85,12 +85,13 @@ def draw(seed: int) -> Options:
     random = Random(f"options {seed}")
     kinds = [*trouble.FAULTS, *trouble.NODE, *trouble.SHARD, *trouble.AGENT, "link cut"]
     few = random.random() < 0.5  # a few kinds only reach deeper than all at once
-    period_s = random.choice([30.0, 60.0, 60.0, 60.0])
+    period_s = 60.0
     shards, regions = random.choice([(1, 1)] * 6 + [(1, 2), (2, 1)])
-    work = (period_s / 60) ** 2 / (shards * regions)  # one seed should take about as long as another
     return Options(
         seed=seed,
-        hours=round(random.uniform(20, 40) * work, 1),
+        hours=round(
+            random.uniform(20, 40) / (shards * regions), 1
+        ),  # one seed takes about as long as another
         period_s=period_s,
         unit_s=random.choice([0.5, 1.0, 1.0]) * period_s,
         shards=shards,
@@ -161,16 +162,20 @@ def unit_of_time(unit_s: float) -> Iterator[None]:
         for path, module in sorted(sys.modules.items())
         if path.startswith(IN_UNITS)
         for name, value in vars(module).items()
-        if name.isupper() and name.endswith("_S") and isinstance(value, float | int)
+        if name.isupper() and name.endswith("_S") and isinstance(value, float | int | list)
     ]
     assert {"TICK_S", "LIFE_EVERY_S", "AUDIT_EVERY_S", "POLL_S", "CALL_S"} <= {name for _, name, _ in kept}
     for module, name, value in kept:
-        setattr(module, name, value * unit_s * UNHURRIED.get(name, 1.0))
+        setattr(module, name, _scaled(value, unit_s * UNHURRIED.get(name, 1.0)))
     try:
         yield
     finally:
         for module, name, value in kept:
             setattr(module, name, value)
+
+
+def _scaled(value: float | list[float], factor: float) -> float | list[float]:
+    return [each * factor for each in value] if isinstance(value, list) else value * factor
 
 
 @contextmanager
