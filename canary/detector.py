@@ -218,19 +218,17 @@ class Detector:
             shard.overdue(event)
             return ()
         self._has_settled = True
-        findings: list[Alarm | Trial | Tolerated] = []
-        if live is ARRIVED:
-            if late := shard.arrive(event):
-                felt, trials = late
-                findings += trials
-                if felt >= FELT:
-                    self._fail(event.at)
-        else:
+        findings: Sequence[Trial] = ()
+        if live is not ARRIVED:
             shard.settle(event)
             if live is MISSED:
                 self._fail(event.at)
+        elif late := shard.arrive(event):
+            felt, findings = late
+            if felt >= FELT:
+                self._fail(event.at)
         if shard.unlearned_settled >= RELEARN_EVERY and (learned := shard.relearn(event.at)):
-            findings.append(learned)
+            return [*findings, learned]
         return findings
 
     def _lenient(self, now: float) -> "_Lens":
@@ -497,8 +495,9 @@ class _Shard:
         self._open[event.heartbeat, event.route].live = event.live
 
     def settle(self, event: Outcome) -> "_Beat":
-        beat, live = self._open.pop((event.heartbeat, event.route)), event.live
-        beat.live, round_ = live, beat.round_
+        beat = self._open.pop((event.heartbeat, event.route))
+        live, round_ = event.live, beat.round_
+        beat.live = live
         round_.pending -= 1
         if live is ARRIVED:
             round_.arrived += 1

@@ -45,7 +45,7 @@ class Canary(Struct, frozen=True, gc=False):
     """False: an outsider. It has a session and is in none of the channels, so whatever it hears was leaked."""
 
 
-class Route(Struct, frozen=True, gc=False):
+class Route(Struct, frozen=True, gc=False, cache_hash=True):
     """Ordered pair sender -> receiver."""
 
     sender: CanaryName

@@ -88,6 +88,8 @@ ARRIVED = Live.ARRIVED
 IN_TIME = (Verdict.DELIVERED, "arrived in time")
 """What nearly every heartbeat comes to; to look a member up in its class takes long enough to be worth a name."""
 
+NO_FLAGS = frozenset[Flag]()
+
 OTHERS = (Verdict.DETACHED, Verdict.UNACKED)
 """Excuses that lie with the shard or with the way to it."""
 
@@ -251,17 +253,15 @@ class Ledger:
         presence = self._presences.get(fact.receiver)
         if presence is not None and fact.at > presence.alive_at:
             presence.alive_at = fact.at
-        file = self._files.get(fact.heartbeat)
-        if file is None:
+        if (file := self._files.get(fact.heartbeat)) is None:
             return
-        passage = file.passages.get(fact.receiver)
-        if passage is not None:
+        if (passage := file.passages.get(fact.receiver)) is not None:
             self._hear(file, passage, fact)
         elif presence is not None and not presence.canary.member:
             self._leak(file, presence, fact.at)
 
     def _hear(self, file: "_File", passage: "_Passage", fact: Received) -> None:
-        flags = frozenset() if fact.intact else frozenset({Flag.CORRUPTED})
+        flags = NO_FLAGS if fact.intact else frozenset({Flag.CORRUPTED})
         if passage.received_at is not None:
             self._flag(file, passage, flags | {Flag.DUPLICATED}, fact.at)
             return
@@ -512,9 +512,8 @@ class Ledger:
     # --- verdicts --------------------------------------------------------------------------------------------------
 
     def _tell(self, file: "_File", passage: "_Passage", at: float) -> None:
-        heartbeat, live, latency_s = file.heartbeat, passage.live, None
-        if live is ARRIVED and passage.received_at is not None:
-            latency_s = passage.received_at - file.began_at
+        heartbeat, live, received_at = file.heartbeat, passage.live, passage.received_at
+        latency_s = received_at - file.began_at if live is ARRIVED and received_at is not None else None
         self._out.append(
             Outcome(heartbeat.id, passage.path.route, live, heartbeat.due_at, at, latency_s, passage.labels)
         )
@@ -631,7 +630,7 @@ class _Passage(Struct, eq=False, gc=False):
     stamp: Stamp | None = None
     excuse: Verdict | None = None
     excuse_reason: str = ""
-    flags: frozenset[Flag] = frozenset()
+    flags: frozenset[Flag] = NO_FLAGS
     settled: Settled | None = None
 
     @property
@@ -797,6 +796,8 @@ def _judge(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
 
 
 def _judge_arrival(file: _File, passage: _Passage) -> tuple[Verdict, str] | None:
+    if not passage.is_late and file.node is not None and not file.looks:
+        return IN_TIME
     if file.answered_at is None and not file.expired and passage.settled is None:
         return None  # the answer may yet name the accepting node
     if passage.is_late and passage.excuse is Verdict.VOID and not file.resumed:
@@ -805,7 +806,7 @@ def _judge_arrival(file: _File, passage: _Passage) -> tuple[Verdict, str] | None
         return Verdict.LATE, "arrived after the deadline" + _blame(file)
     if file.node is None:
         return Verdict.DELIVERED, f"arrived although the send said: {file.answer}"
-    return (Verdict.DELIVERED, IN_TIME[1] + _blame(file)) if file.looks else IN_TIME
+    return Verdict.DELIVERED, IN_TIME[1] + _blame(file)
 
 
 def _blame(file: _File) -> str:

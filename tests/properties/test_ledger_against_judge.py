@@ -6,6 +6,7 @@ asks the finished history one plain question after another.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 
 from hypothesis import HealthCheck, given, settings
@@ -81,6 +82,7 @@ class Judge:
     heartbeat: Heartbeat
     route: Route
 
+    @cached_property
     def opening(self) -> int:
         return next(
             place
@@ -88,21 +90,25 @@ class Judge:
             if isinstance(seen.fact, Sent | Resumed) and seen.fact.heartbeat == self.heartbeat
         )
 
+    @cached_property
     def resumed(self) -> bool:
-        return isinstance(self.history[self.opening()].fact, Resumed)
+        return isinstance(self.history[self.opening].fact, Resumed)
 
+    @cached_property
     def began_at(self) -> float:
-        sent_at = 0 if self.resumed() else self.history[self.opening()].at
+        sent_at = 0 if self.resumed else self.history[self.opening].at
         return max(sent_at, self.heartbeat.due_at)
 
+    @cached_property
     def deadline_at(self) -> float:
-        return self.began_at() + TIMES.deadline_s
+        return self.began_at + TIMES.deadline_s
 
+    @cached_property
     def after_opening(self) -> list[Seen]:
-        return self.history[self.opening() + 1 :]
+        return self.history[self.opening + 1 :]
 
     def answer(self) -> Seen | None:
-        return next((seen for seen in self.after_opening() if self.is_answer(seen.fact)), None)
+        return next((seen for seen in self.after_opening if self.is_answer(seen.fact)), None)
 
     def is_answer(self, fact: Fact) -> bool:
         return isinstance(fact, Acked | Refused | Unanswered) and fact.heartbeat == self.heartbeat.id
@@ -110,7 +116,7 @@ class Judge:
     def receipts(self, receivers: tuple[CanaryName, ...]) -> list[Seen]:
         return [
             seen
-            for seen in self.after_opening()
+            for seen in self.after_opening
             if isinstance(seen.fact, Received)
             and seen.fact.heartbeat == self.heartbeat.id
             and seen.fact.receiver in receivers
@@ -119,7 +125,7 @@ class Judge:
     def looks(self, *oracles: Oracle) -> list[Looked]:
         return [
             seen.fact
-            for seen in self.after_opening()
+            for seen in self.after_opening
             if isinstance(seen.fact, Looked)
             and seen.fact.heartbeat == self.heartbeat.id
             and seen.fact.oracle in oracles
@@ -128,7 +134,7 @@ class Judge:
     def oracle_says(self, oracle: Oracle) -> bool | None:
         if any(look.found for look in self.looks(oracle)):
             return True
-        patience_ends_at = self.deadline_at() + TIMES.audit_window_s
+        patience_ends_at = self.deadline_at + TIMES.audit_window_s
         return False if any(look.began_at >= patience_ends_at for look in self.looks(oracle)) else None
 
     def accepted(self) -> bool:
@@ -139,7 +145,7 @@ class Judge:
     def was_attached(self) -> bool:
         told = [
             seen.fact
-            for seen in self.history[: self.opening()]
+            for seen in self.history[: self.opening]
             if isinstance(seen.fact, Attached | Detached) and seen.fact.canary == self.route.receiver
         ]
         return bool(told) and isinstance(told[-1], Attached)
@@ -147,11 +153,11 @@ class Judge:
     def excuse(self) -> Verdict | None:
         """What first made silence on this route worthless, while there still was silence and time to wait; our own fault
         goes before all else, unless the shard had refused the heartbeat by then."""
-        if self.resumed():
+        if self.resumed:
             return Verdict.VOID
         first = None if self.was_attached() else Verdict.DETACHED
-        for seen in self.after_opening():
-            if seen.at > self.deadline_at():
+        for seen in self.after_opening:
+            if seen.at > self.deadline_at:
                 break
             match seen.fact:
                 case Received(name, receiver) if (name, receiver) == (self.heartbeat.id, self.route.receiver):
@@ -167,16 +173,16 @@ class Judge:
         if first is not None:
             return first
         answer = self.answer()
-        if answer is None or answer.at > self.deadline_at():
+        if answer is None or answer.at > self.deadline_at:
             return Verdict.UNACKED
         return None if self.lived() else Verdict.DETACHED
 
     def lived(self) -> bool:
         """Did the receiver's session show, by the deadline, that it still worked after the heartbeat was sent?"""
         return any(
-            self.is_life(seen.fact) and seen.fact.at > self.began_at()
+            self.is_life(seen.fact) and seen.fact.at > self.began_at
             for seen in self.history
-            if seen.at <= self.deadline_at()
+            if seen.at <= self.deadline_at
         )
 
     def is_life(self, fact: Fact) -> bool:
@@ -189,9 +195,9 @@ class Judge:
     def verdict(self) -> Verdict:
         receipts = self.receipts((self.route.receiver,))
         if receipts:
-            if receipts[0].fact.at <= self.deadline_at():
+            if receipts[0].fact.at <= self.deadline_at:
                 return Verdict.DELIVERED
-            return Verdict.VOID if self.excuse() is Verdict.VOID and not self.resumed() else Verdict.LATE
+            return Verdict.VOID if self.excuse() is Verdict.VOID and not self.resumed else Verdict.LATE
         answer, excuse = self.answer(), self.excuse()
         stored, replayed = self.oracle_says(Oracle.STORED), self.oracle_says(Oracle.REPLAYED)
         table: list[tuple[bool, Verdict]] = [
@@ -210,12 +216,12 @@ class Judge:
 
     def live(self) -> Live | None:
         """What the detector must have been told at last; None: it was never told to expect anything."""
-        if self.resumed():
+        if self.resumed:
             return None
         if self.excuse() is not None:
             return Live.EXCUSED
         receipts = self.receipts((self.route.receiver,))
-        in_time = bool(receipts) and max(receipts[0].at, receipts[0].fact.at) <= self.deadline_at()
+        in_time = bool(receipts) and max(receipts[0].at, receipts[0].fact.at) <= self.deadline_at
         return Live.ARRIVED if in_time else Live.MISSED
 
 
@@ -323,7 +329,7 @@ class Jury(Judge):
         return World(self.history)
 
     def trials(self) -> list[Trial]:
-        if self.resumed():
+        if self.resumed:
             return []
         arrivals = [
             trial
@@ -349,10 +355,10 @@ class Jury(Judge):
     # where and when
 
     def places(self) -> list[tuple[int, Seen]]:
-        return [(place, seen) for place, seen in enumerate(self.history) if place > self.opening()]
+        return [(place, seen) for place, seen in enumerate(self.history) if place > self.opening]
 
     def sent_at(self) -> float:
-        return self.history[self.opening()].at
+        return self.history[self.opening].at
 
     def answered(self) -> Moment | None:
         places = [place for place, seen in self.places() if self.is_answer(seen.fact)]
@@ -366,15 +372,15 @@ class Jury(Judge):
     def landing(self) -> Moment:
         """From then on an arrival counts at once."""
         answer = self.answered()
-        if answer is not None and answer.at <= self.deadline_at():
+        if answer is not None and answer.at <= self.deadline_at:
             return answer
-        return self.world.by(self.deadline_at())
+        return self.world.by(self.deadline_at)
 
     def sender_end(self, moment: Moment) -> End:
         acked = self.acked_by(moment)
         if acked is not None:
             return End("us-east", acked.node, acked.build, self.heartbeat.sender)
-        return self.world.end(self.heartbeat.sender, self.opening())
+        return self.world.end(self.heartbeat.sender, self.opening)
 
     def received(self, receiver: CanaryName) -> list[tuple[Moment, Received]]:
         return [
@@ -388,7 +394,7 @@ class Jury(Judge):
         """Of a passage: where its receiver was when it was sent, or where it had moved to when it heard it first."""
         heard = [one.told for one, _ in self.received(receiver) if one.told <= moment.told]
         there = heard and self.world.session(receiver, heard[0]) is not None
-        return self.labels_at(receiver, moment, heard[0] if there else self.opening())
+        return self.labels_at(receiver, moment, heard[0] if there else self.opening)
 
     def labels_at(self, receiver: CanaryName, moment: Moment, told: int) -> Labels:
         return Labels(
@@ -491,7 +497,7 @@ class Jury(Judge):
     def last_no(self, oracle: Oracle) -> tuple[Moment, Looked] | None:
         """The first no that was asked for late enough to be the last word, if no yes came before it."""
         for moment, look in self.looked(oracle):
-            patient_until = self.deadline_at() + TIMES.audit_window_s
+            patient_until = self.deadline_at + TIMES.audit_window_s
             if look.found:
                 return None
             if look.began_at >= patient_until and self.counts(moment, look):
@@ -779,7 +785,7 @@ def test_a_sample_of_what_was_accepted_is_looked_up_by_one_receiver_and_the_rest
     for heartbeat in heartbeats_of(history):
         asked = [(moment, one) for moment, one in questions if one.heartbeat == heartbeat]
         jury = Jury(history, heartbeat, ROUTES[0], Moment(0, 0))
-        if not jury.resumed():
+        if not jury.resumed:
             the_sample_is_asked_for(jury, asked)
             the_askers_are_right(jury, asked)
 
@@ -790,7 +796,7 @@ def the_sample_is_asked_for(jury: Jury, asked: list[tuple[Moment, AuditDue]]) ->
     lot, within = heartbeat.seq // AUDIT_EACH, heartbeat.seq % AUDIT_EACH
     sampled = within == (AUDIT_EACH - 1 - place - lot) % AUDIT_EACH
     acked = answer is not None and jury.acked_by(answer) is not None
-    overdue_at = jury.began_at() + TIMES.pause_allowance_s
+    overdue_at = jury.began_at + TIMES.pause_allowance_s
     early = [moment for moment, _ in asked if moment.at < overdue_at]
     if not (sampled and acked):
         assert early == []
@@ -798,7 +804,7 @@ def the_sample_is_asked_for(jury: Jury, asked: list[tuple[Moment, AuditDue]]) ->
     assert answer is not None
     due_at = answer.at + AUDIT_AFTER_S
     assert all(moment.at >= due_at for moment in early)
-    if due_at < min(jury.deadline_at() + TIMES.audit_window_s + LAST_ANSWER_S, overdue_at):
+    if due_at < min(jury.deadline_at + TIMES.audit_window_s + LAST_ANSWER_S, overdue_at):
         told = jury.world.by(due_at).told
         attached = any(jury.world.session(name, told) for name in NAMES)
         known = {
@@ -814,7 +820,7 @@ def the_askers_are_right(jury: Jury, asked: list[tuple[Moment, AuditDue]]) -> No
     for moment, question in asked:
         heard = {name for name in NAMES for when, _ in jury.received(name) if when.told <= moment.told}
         missing = tuple(name for name in NAMES if name not in heard)
-        if moment.at >= jury.began_at() + TIMES.pause_allowance_s and missing:
+        if moment.at >= jury.began_at + TIMES.pause_allowance_s and missing:
             assert question.receivers == missing
         else:
             [asker] = question.receivers
