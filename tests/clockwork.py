@@ -184,7 +184,7 @@ class Rig:
             round_.arrived = len(routes) - round_.missed
             shard._fold()
             shard.relearn(due_at)
-        detector._failed_at, detector._due_is_known = due_at, False
+        detector._fail(due_at)
         alarms = detector.advance(due_at + 0.2)
         self.alarms += alarms
         return alarms
