@@ -153,16 +153,22 @@ class Detector:
     def observe(self, event: Outcome | Trial | IncidentChanged) -> Sequence[Alarm | Trial | Tolerated]:
         """Take one fact. What a failure is worth is said by the `advance` that is due at once after it."""
         if isinstance(event, Outcome):
-            return self._observe_outcome(event)
-        if isinstance(event, Trial):
+            shard, live = self._shards[event.labels.shard], event.live
+            if live is EXPECTED:
+                shard.expect(event)
+                if event.due_at + QUIET_S < self._due_at:
+                    self._due_at = max(event.due_at + QUIET_S, self._weighed_at + POLL_S)
+            elif live is OVERDUE:
+                shard.overdue(event)
+            else:
+                return self._settle(shard, event)
+        elif isinstance(event, Trial):
             shard = self._shards[event.labels.shard]
             felt = shard.try_(event)
             if felt >= FELT or shard.blind:
                 self._fail(event.at)
         elif event.change is Change.RESOLVED:
-            resets = [self._reset(shard, event.at) for shard in self._known(event.incident.shards)]
-            self._due_at = self._stirs_at()
-            return resets
+            return self._resolve(event)
         return ()
 
     def advance(self, now: float) -> list[Alarm]:
@@ -207,21 +213,17 @@ class Detector:
         """An incident outlives the configuration it was opened under; its shard may be gone."""
         return [self._shards[name] for name in names if name in self._shards]
 
-    def _observe_outcome(self, event: Outcome) -> Sequence[Alarm | Trial | Tolerated]:
-        shard, live = self._shards[event.labels.shard], event.live
-        if live is EXPECTED:
-            shard.expect(event)
-            if event.due_at + QUIET_S < self._due_at:
-                self._due_at = max(event.due_at + QUIET_S, self._weighed_at + POLL_S)
-            return ()
-        if live is OVERDUE:
-            shard.overdue(event)
-            return ()
+    def _resolve(self, event: IncidentChanged) -> Sequence[Alarm]:
+        resets = [self._reset(shard, event.at) for shard in self._known(event.incident.shards)]
+        self._due_at = self._stirs_at()
+        return resets
+
+    def _settle(self, shard: "_Shard", event: Outcome) -> Sequence[Alarm | Trial | Tolerated]:
         self._has_settled = True
         findings: Sequence[Trial] = ()
-        if live is not ARRIVED:
+        if event.live is not ARRIVED:
             shard.settle(event)
-            if live is MISSED:
+            if event.live is MISSED:
                 self._fail(event.at)
         elif late := shard.arrive(event):
             felt, findings = late

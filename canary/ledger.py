@@ -520,19 +520,18 @@ class Ledger:
 
     def _settle(self, file: "_File", at: float) -> None:
         decided = False
-        if file.undecided or file.deadline_passed or file.refused:  # else all of them came in time
+        silence_decides = file.deadline_passed or file.refused
+        if file.undecided or silence_decides:
             for passage in file.passages.values():
-                decided = self._decide(file, passage, at) or decided
+                if silence_decides or passage.received_at is not None:
+                    decided = self._decide(file, passage, at) or decided
         if decided or file.closed:
             self._conclude(file, at, decided)
 
     def _decide(self, file: "_File", passage: "_Passage", at: float) -> bool:
         """Say the verdict that this route has come to, if it is another one."""
         before = passage.settled
-        if before is None:
-            if passage.received_at is None and not file.deadline_passed and not file.refused:
-                return False  # nothing is known yet
-        elif before.received_at is not None:
+        if before is not None and before.received_at is not None:
             return False  # what arrived, arrived
         judged = _judge(file, passage)
         if judged is None or (before is not None and judged[0] is before.verdict):
