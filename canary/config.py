@@ -46,7 +46,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeats:
-    """The schedule and what may pass before silence is judged. All in seconds."""
+    """The schedule, what may pass before silence is judged, and how much is looked up. Times in seconds."""
 
     period_s: float = 1.0
     deadline_s: float = 5.0
@@ -55,6 +55,9 @@ class Heartbeats:
     """Silence shorter than this never pages: a pause of the whole shard this long happens once a month."""
     audit_window_s: float = 10.0
     """So long after the deadline a lagging store or replay is asked again before its answer counts as a no."""
+    audit_each: int = 5
+    """One in so many accepted heartbeats of a sender is looked up although it was heard: 12 look-ups a minute at 1 Hz, well
+    below what a user may ask for."""
     renew_s: float = 180.0
     """A canary's session is replaced by a new one this often: some faults spare new connections, some old ones."""
 
@@ -220,6 +223,7 @@ def _heartbeats(table: "_Table") -> Heartbeats:
         deadline_s=table.duration("deadline", default.deadline_s),
         pause_allowance_s=table.duration("pause_allowance", default.pause_allowance_s),
         audit_window_s=table.duration("audit_window", default.audit_window_s),
+        audit_each=table.whole("audit_each", default.audit_each),
         renew_s=table.duration("renew", max(default.renew_s, RENEW_PERIODS_MIN * period_s)),
     )
     if heartbeats.pause_allowance_s > heartbeats.deadline_s - 1:
@@ -476,6 +480,13 @@ class _Table:
         if not least <= value <= most:
             self.problem(key, f"must be {words}")
         return float(value)
+
+    def whole(self, key: str, default: int) -> int:
+        words = "a whole number from 1 on"
+        value = self._take(key, (int,), words, default)
+        if value < 1:
+            self.problem(key, f"must be {words}")
+        return int(value)
 
     def duration(self, key: str, default: float) -> float:
         value = self.text(key, "", 'a duration such as "500ms", "5s" or "30d"')

@@ -63,10 +63,6 @@ from canary.events import (
 )
 from canary.sessions import UNKNOWN, Presence, Sessions
 
-AUDIT_EACH = 5
-"""Every so many of a sender's heartbeats is looked up although it was heard: 12 look-ups a minute at 1 Hz, well below
-what a user may ask for."""
-
 AUDIT_AFTER_S = 1.0
 """So long after the acceptance a store or a replay must show a heartbeat; one that shows it later is stale."""
 
@@ -293,7 +289,7 @@ class Ledger:
             case Acked():
                 file.accept(fact.node, fact.build)
                 self._answer(file, fact.at, None, "accepted")
-                if file.is_sampled and not file.expired:
+                if not file.expired and self._is_sampled(file):
                     file.look_at = fact.at + AUDIT_AFTER_S
                     self._wake(file, file.look_at)
             case Refused(_, at, reason):
@@ -493,6 +489,15 @@ class Ledger:
                 file.look_at = min(file.look_at, now)
             self._out.append(AuditDue(file.heartbeat, receivers, oracles, now))
 
+    def _is_sampled(self, file: "_File") -> bool:
+        """One in so many, at a place that moves from one lot to the next: what heartbeats are like goes by a rota, and a
+        fixed place would see the same of it for ever."""
+        if file.sender is None:
+            return False
+        each = self._timing.audit_each
+        lot, place = divmod(file.heartbeat.seq, each)
+        return (place + lot + file.sender.place + 1) % each == 0
+
     def _asker(self, file: "_File") -> tuple[CanaryName, ...]:
         """One receiver for all questions about a heartbeat, another one for the sender's next sample. Each time all have had
         their turn it moves by one, so that nobody meets the same of the rota every time."""
@@ -500,7 +505,7 @@ class Ledger:
             return ()
         attached = [path.route.receiver for path in file.sender.paths if path.receiver.session is not None]
         if attached and file.asker not in attached:
-            turn = file.heartbeat.seq // AUDIT_EACH + file.sender.place
+            turn = file.heartbeat.seq // self._timing.audit_each + file.sender.place
             file.asker = attached[(turn + turn // len(attached)) % len(attached)]
         return (file.asker,) if file.asker in attached else ()
 
@@ -707,15 +712,6 @@ class _File(Struct, eq=False, gc=False):
             or any(look.found for look in self.looks)
             or any(passage.received_at is not None for passage in self.passages.values())
         )
-
-    @property
-    def is_sampled(self) -> bool:
-        """One in so many, at a place that moves from one lot to the next: what heartbeats are like goes by a rota, and a
-        fixed place would see the same of it for ever."""
-        if self.sender is None:
-            return False
-        lot, place = divmod(self.heartbeat.seq, AUDIT_EACH)
-        return (place + lot + self.sender.place + 1) % AUDIT_EACH == 0
 
     @property
     def is_audited(self) -> bool:

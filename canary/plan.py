@@ -121,10 +121,15 @@ def spot_check(config: Config, regions: tuple[str, ...] = (), shards: tuple[str,
     """The configuration of a spot check of these shards from these regions; none named: all.
 
     It has users and channels of its own, so that it neither hears the agents that watch meanwhile nor spends their
-    limits. Where a shard's own region does not take part, the first region that does sends. Raises ConfigError.
+    limits. Where a shard's own region does not take part, the first region that does sends. So few heartbeats are all
+    looked up. Raises ConfigError.
     """
     checked = _chosen_shards(config, shards)
-    return replace(config, shards=tuple(_checked_shard(shard, config, regions) for shard in checked))
+    return replace(
+        config,
+        heartbeat=replace(config.heartbeat, audit_each=1),
+        shards=tuple(_checked_shard(shard, config, regions) for shard in checked),
+    )
 
 
 def gate_fleet(config: Config, shards: tuple[str, ...] = ()) -> Config:

@@ -418,3 +418,10 @@ def test_a_secret_file_without_a_secret_is_refused(read_file, why: str):
 def test_whatever_is_written_the_answer_is_a_config_or_its_errors(noise: str, start: int, length: int):
     with suppress(ConfigError):
         assert read(SMALL[:start] + noise + SMALL[start + length :]).shards
+
+
+@pytest.mark.parametrize("each", ["0", "-1", "2.5", "true", '"5"'])
+def test_a_sample_is_one_in_a_whole_number(each: str):
+    assert read(f"[heartbeat]\naudit_each = 1\n{SMALL}").heartbeat.audit_each == 1
+    told = problems(f"[heartbeat]\naudit_each = {each}\n{SMALL}")
+    assert "line 2: heartbeat.audit_each: must be a whole number from 1 on" in told

@@ -44,7 +44,6 @@ from canary.events import (
 )
 from canary.ledger import (
     AUDIT_AFTER_S,
-    AUDIT_EACH,
     AUDIT_EVERY_S,
     LAST_ANSWER_S,
     REMEMBERED_MAX,
@@ -983,7 +982,7 @@ def test_samples_are_looked_up_by_each_receiver_with_a_session_in_turn():
 def test_each_receiver_is_asked_about_heartbeats_of_every_shape():
     rig = Rig(receivers=(SENDER, FAR, AFAR))
     rota = len(rig.receivers) * 60
-    for seq in range(AUDIT_EACH * rota):
+    for seq in range(TIMES.audit_each * rota):
         rig.hear(rig.send(shape=shape_of(SENDER, seq, ("canary:a", "canary:b"))), *rig.receivers)
         rig.until(rig.now + 1)
     assert len(rig.questions()) == rota
@@ -998,7 +997,7 @@ def test_two_senders_do_not_have_the_same_heartbeats_looked_up():
     rig.ledger = Ledger(canaries, routes, TIMES, SESSION_DOWN_S)
     for name in (SENDER, FAR):
         rig.attach(name, NODES[name])
-    for seq in range(2 * AUDIT_EACH):
+    for seq in range(2 * TIMES.audit_each):
         for name in (SENDER, FAR):
             beat = Heartbeat(HeartbeatId(f"e.{name}.{seq}"), name, "us-east", seq, rig.now, rig.now)
             rig.tell(Sent(beat, rig.now))
@@ -1123,7 +1122,7 @@ def test_a_no_asked_for_too_soon_after_the_acceptance_is_no_trial():
 
 def test_what_nobody_accepted_is_not_looked_up_as_a_sample_and_is_no_trial():
     rig = Rig()
-    for _ in range(AUDIT_EACH - 1):
+    for _ in range(TIMES.audit_each - 1):
         rig.hear(rig.send(), *rig.receivers)
     beat = rig.send(answered=False)
     rig.hear(beat, *rig.receivers)
@@ -1179,7 +1178,7 @@ def test_a_sample_keeps_its_asker_while_it_is_there_whoever_else_comes():
 
 def test_a_sample_that_is_missing_is_asked_for_there_and_overdue_no_sooner_than_any_other():
     rig = Rig(receivers=(SENDER, FAR, AFAR), store=None, replay=None)
-    rig.sent = AUDIT_EACH - 1
+    rig.sent = TIMES.audit_each - 1
     beat = rig.send()
     rig.until(3.5)
     assert [len(question.receivers) for question in rig.questions()] == [1, 1, 3]

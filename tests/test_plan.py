@@ -244,6 +244,10 @@ def test_a_spot_check_neither_hears_the_agents_nor_spends_their_limits():
     assert len(checking.routes) == len(watching.routes)
 
 
+def test_a_spot_check_has_every_heartbeat_looked_up():
+    assert plan(spot_check(TWO)).config.heartbeat.audit_each == 1
+
+
 def test_a_spot_check_of_a_shard_from_afar_sends_from_there():
     made = plan(spot_check(TWO, ("west",), ("east",)), "west")
     assert {(canary.region, canary.shard, canary.sends) for canary in made.canaries} == {

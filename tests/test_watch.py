@@ -38,7 +38,6 @@ from canary.events import (
     Trial,
     Verdict,
 )
-from canary.ledger import AUDIT_EACH
 from canary.watch import Watch
 
 OFFSET_S = 1_000_000.0
@@ -149,7 +148,7 @@ def test_a_healthy_fleet_settles_every_heartbeat_and_raises_nothing():
     assert {one.verdict for one in world.of(Settled)} == {Verdict.DELIVERED}
     assert len(world.of(Closed)) == 3 * 60
     assert world.of(Alarm) == world.of(IncidentChanged) == []
-    assert len(world.of(AuditDue)) == 3 * 60 / AUDIT_EACH
+    assert len(world.of(AuditDue)) == 3 * 60 / CONFIG.heartbeat.audit_each
     assert world.watch.unsettled == 0
 
 

@@ -44,3 +44,22 @@ def test_the_faulty_build_fails_the_check_with_kind_and_scope(cluster):
     failing = [cell for cell in done.json["cells"] if cell["delivered"] < cell["heartbeats"]]
     assert {cell["shard"] for cell in failing} == {"us-east"}
     assert all(cell["sender_node"] != cell["receiver_node"] for cell in failing)
+
+
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [
+        ("twice", "DUPLICATED"),
+        ("altered", "CORRUPTED"),
+        ("leak", "MISDELIVERED"),
+        ("unstored", "LOST"),
+        ("unreplayed", "UNREPLAYED"),
+        ("lagging-replica", "STALE"),
+    ],
+)
+def test_what_arrives_and_is_wrong_all_the_same_fails_the_check(cluster, build, kind):
+    """Every heartbeat is heard in time; what is wrong shows in the copies, at the outsiders, in store and replay."""
+    cluster.order("deploy", "--build", build, "--region", "us-east", "--pause", "0s")
+    done = canary("check", "us-east", "--shard", "us-east", "--json", "--config", cluster.config())
+    assert done.code == 1, done.stdout + done.stderr
+    assert kind in done.json["diagnosis"]

@@ -47,7 +47,7 @@ from canary.events import (
     Unanswered,
     Verdict,
 )
-from canary.ledger import AUDIT_AFTER_S, AUDIT_EACH, LAST_ANSWER_S, Ledger
+from canary.ledger import AUDIT_AFTER_S, LAST_ANSWER_S, Ledger
 from canary.sessions import AFTERMATH_S, OLD_S
 
 TIMES = Heartbeats(period_s=1, deadline_s=5, pause_allowance_s=3, audit_window_s=4)
@@ -793,8 +793,8 @@ def test_a_sample_of_what_was_accepted_is_looked_up_by_one_receiver_and_the_rest
 def the_sample_is_asked_for(jury: Jury, asked: list[tuple[Moment, AuditDue]]) -> None:
     heartbeat, answer = jury.heartbeat, jury.answered()
     place = SENDERS.index(heartbeat.sender)
-    lot, within = heartbeat.seq // AUDIT_EACH, heartbeat.seq % AUDIT_EACH
-    sampled = within == (AUDIT_EACH - 1 - place - lot) % AUDIT_EACH
+    lot, within = heartbeat.seq // TIMES.audit_each, heartbeat.seq % TIMES.audit_each
+    sampled = within == (TIMES.audit_each - 1 - place - lot) % TIMES.audit_each
     acked = answer is not None and jury.acked_by(answer) is not None
     overdue_at = jury.began_at + TIMES.pause_allowance_s
     early = [moment for moment, _ in asked if moment.at < overdue_at]
