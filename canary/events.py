@@ -356,6 +356,24 @@ ASPECTS = {
 }
 
 
+GRAVITY = (
+    Kind.LOST,  # accepted, and nobody will ever read it
+    Kind.UNDELIVERED,  # nobody reads it until they ask for it
+    Kind.UNREPLAYED,  # those who were away cannot ask for it
+    Kind.LATE,  # they read it, too late to answer
+    Kind.MISDELIVERED,  # others read it
+    Kind.CORRUPTED,  # they read something else
+    Kind.REJECTED,  # nothing is accepted, and the sender is told
+    Kind.DETACHED,  # nobody is there; clients reconnect and catch up
+    Kind.UNACKED,  # accepted or not, the sender is not told
+    Kind.STALE,  # who asks at once has to ask again
+    Kind.REORDERED,  # all is there, a client can sort it
+    Kind.DUPLICATED,  # all is there, a client can drop it
+    Kind.UNMEASURED,  # perhaps nothing is wrong
+)
+"""The gravest first. Messages gone come before messages gone wrong, and those before what the sender sees for himself."""
+
+
 class Trial(Struct, frozen=True, gc=False):
     """One observation beside the live path. `failed` names the kind of failure it shows; None: it went well.
 

@@ -33,7 +33,8 @@ from canary.events import (
     Trial,
     Verdict,
 )
-from canary.incident import CELLS_MAX, REASONS_MAX, Incidents, _Failure
+from canary.failure import CELLS_MAX, REASONS_MAX, Failure
+from canary.incident import Incidents
 from tests.places import (
     NEW_BUILD_TO_OTHER_NODE,
     Loss,
@@ -181,7 +182,7 @@ class Story:
         self.changes += self.incidents.observe(alarm)
         return self.changes[-1]
 
-    def failures(self) -> dict[Kind, _Failure]:
+    def failures(self) -> dict[Kind, Failure]:
         case = self.incidents._case
         assert case is not None
         return case._failures
@@ -872,7 +873,7 @@ def test_the_examples_of_a_single_route_stay_in_the_order_of_their_loss() -> Non
 
 
 def test_the_first_examples_stay_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("canary.incident.MISSING_MAX", 20)
+    monkeypatch.setattr("canary.failure.MISSING_MAX", 20)
     story = a_rollout_begun()
     first = story.incident.examples[:4]
     story.play(50)

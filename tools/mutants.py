@@ -83,13 +83,13 @@ BUGS = (
     ),
     Bug(
         "an arrival does not take back what was counted overdue",
-        "incident",
+        "failure",
         "            if before and was is not None:\n                self._count(before, -1)\n",
         "            if before and was is False:\n                self._count(before, -1)\n",
     ),
     Bug(
         "heartbeats that were all excused prove that the failure is over",
-        "incident",
+        "failure",
         "                if message.missed or message.arrived:\n                    self._recovery.bet(message.missed)\n",
         "                self._recovery.bet(message.missed)\n",
     ),
@@ -99,7 +99,7 @@ SIMULATION = "tests/simulation/test_seeds.py"
 TESTS = {
     "ledger": ("tests/test_ledger.py", "tests/properties/test_ledger_against_judge.py", SIMULATION),
     "detector": ("tests/test_evidence.py", "tests/test_detector.py", SIMULATION),
-    "incident": ("tests/test_incident.py", SIMULATION),
+    "failure": ("tests/test_failure.py", "tests/test_incident.py", SIMULATION),
 }
 """Cheapest first."""
 

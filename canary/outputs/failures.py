@@ -7,27 +7,10 @@ nothing: `detached`, `void` and `unacked` routes are nobody's failure here, for 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from canary.events import FAILED, Closed, HeartbeatId, Kind, Oracle, Route, Settled, Verdict
+from canary.events import FAILED, GRAVITY, Closed, HeartbeatId, Kind, Oracle, Route, Settled, Verdict
 from canary.outputs.words import kind_in_words
 
 ACCEPTED = "accepted"
-
-GRAVITY = (
-    Kind.LOST,
-    Kind.UNREPLAYED,
-    Kind.UNDELIVERED,
-    Kind.MISDELIVERED,
-    Kind.CORRUPTED,
-    Kind.LATE,
-    Kind.REJECTED,
-    Kind.UNACKED,
-    Kind.DUPLICATED,
-    Kind.REORDERED,
-    Kind.STALE,
-    Kind.DETACHED,
-    Kind.UNMEASURED,
-)
-"""Worst first."""
 
 
 class Failure(NamedTuple):
