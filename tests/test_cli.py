@@ -92,6 +92,13 @@ def test_a_good_configuration_shows_what_it_promises_before_anything_runs(region
     assert "all 1.9 / 2.4 5.9 / 6.4" in shown
     assert all(f"{share} " in shown for share in ("66%", "20%", "5%", "1%"))
     assert "no more than one PAGE in 30 d and one SUSPECT in 1 h" in shown
+    assert "No control target is named" in shown
+
+
+def test_a_control_target_is_named_before_anything_runs(regions):
+    place = regions(text=GOOD + '\n[agent]\ncontrol = ["https://example.com"]\n')
+    assert "only while https://example.com can be reached" in flat(on(place, "config").stdout)
+    assert on(place, "config", "--json").json["control"] == ["https://example.com"]
 
 
 def test_the_plan_is_json_for_machines(regions):

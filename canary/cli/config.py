@@ -35,6 +35,7 @@ def config(config_path: str, as_json: bool) -> None:
                 "loads": msgspec.to_builtins(plan.loads),
                 "promises": msgspec.to_builtins(promised),
                 "false_alarms": _budgets(plan),
+                "control": list(plan.config.agent.control),
             }
         )
         return
@@ -45,6 +46,7 @@ def config(config_path: str, as_json: bool) -> None:
         console.print(_promise_table(promise))
     console.print()
     console.print(_small_print(plan))
+    console.print(_control_text(plan), markup=False)
 
 
 def _budgets(plan: Plan) -> dict[str, float]:
@@ -113,6 +115,16 @@ def _small_print(plan: Plan) -> str:
         f"in {_span(detection.suspect_budget_s)} on average, however routes depend on each other, while they lose "
         f"{tolerated} at most and, for PAGE, pause for no longer than allowed. A shard that is seen to lose more while it is "
         f"healthy is tolerated three times as much, and its times are longer."
+    )
+
+
+def _control_text(plan: Plan) -> str:
+    targets = plan.config.agent.control
+    if targets:
+        return f"A silence of all shards is held against them only while {' or '.join(targets)} can be reached."
+    return (
+        "No control target is named, so where this agent's own network fails its shards are accused. Name what always "
+        'answers: [agent] control = ["https://..."].'
     )
 
 
