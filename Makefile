@@ -18,8 +18,8 @@ test: .venv/ready ## the tests a newcomer runs: no root, loopback only
 slow: .venv/ready ## every fault that the cluster can play does what it says
 	@$(BIN)/pytest -q -m slow
 
-sim: .venv/ready ## the whole fleet in virtual time: SEEDS=n lives of it, or SEED=n to play one again
-	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),50))
+sim: .venv/ready ## the whole fleet in virtual time: a thousand hours of it, SEEDS=n lives, or SEED=n to play one again
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),34))
 
 mutants: .venv/ready ## ten planted bugs, each of which the tests must catch
 	@$(BIN)/python tools/mutants.py

@@ -50,7 +50,7 @@ from tests.simulation.trouble import Bag, Stage, Trouble
 IN_UNITS = ("canary.", "tests.simulation.chat")
 """Where a constant that is named in seconds counts units instead."""
 
-UNHURRIED = {"TICK_S": 5.0}
+UNHURRIED = {"TICK_S": 5.0, "LIFE_EVERY_S": 2.0}
 """What would be most of the work and shows nothing here: how often a loop that waits looks at itself."""
 
 CALM_ROUNDS = 40
