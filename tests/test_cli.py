@@ -24,7 +24,7 @@ from canary.cli.run import _Gist
 from canary.events import Blind, Event, Verdict
 from canary.outputs.journal import open_journal
 from canary.outputs.summary import Health
-from tests.outputs.records import heartbeat, settled
+from tests.outputs.records import closed, failed, heartbeat, settled
 from tests.proving import Cluster, Done, canary, canary_running, cluster_running
 
 NET = 70
@@ -260,7 +260,7 @@ def test_a_mistake_in_a_scenario_is_one_line(regions, tmp_path, old, new, compla
     assert complaint in line
 
 
-@pytest.mark.parametrize("command", ["check", "run", "rehearse", "incidents", "config"])
+@pytest.mark.parametrize("command", ["check", "run", "rehearse", "incidents", "trace", "config"])
 def test_the_help_of_each_command_shows_an_example_and_the_exit_codes(command):
     help_text = CliRunner().invoke(cli, [command, "--help"]).output
     before_options = help_text[: help_text.index("Options:")]
@@ -451,6 +451,42 @@ def test_incidents_without_a_journal_say_who_writes_one(tmp_path):
     done = canary("incidents", cwd=tmp_path)
     assert done.code == 2
     assert done.complaints == ["there is no journal at canary.sqlite; `canary run` writes one"]
+
+
+# --- one heartbeat -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """A delivered heartbeat, a failed one, and another delivered one."""
+    path = tmp_path / "canary.sqlite"
+    with open_journal(path, "test", 0.0) as journal:
+        journal.append([closed(heartbeat(1)), failed(heartbeat(2)), closed(heartbeat(3))])
+    return path
+
+
+def test_the_last_failed_heartbeat_is_shown_span_by_span(journal):
+    done = canary("trace", "--last-failed", "--journal", journal)
+    assert done.code == 0, done.stderr
+    assert heartbeat(2).id in done.stdout
+    assert "UNDELIVERED" in done.stdout
+    assert "audit replayed" in done.stdout
+
+
+def test_a_heartbeat_is_shown_by_its_id_its_trace_or_as_the_last(journal):
+    for words in ([heartbeat(2).id], [heartbeat(2).trace_id], ["--last-failed"]):
+        done = canary("trace", *words, "--json", "--journal", journal)
+        assert (done.json["heartbeat"]["seq"], done.json["trace_id"]) == (2, heartbeat(2).trace_id)
+    assert canary("trace", "--json", "--journal", journal).json["heartbeat"]["seq"] == 3
+
+
+def test_a_heartbeat_that_is_not_there_is_one_line(journal, tmp_path):
+    done = canary("trace", "e1.nobody.7", "--journal", journal)
+    assert done.code == 2
+    (line,) = done.complaints
+    assert "no heartbeat e1.nobody.7" in line
+    assert canary("trace", "--last-failed", "x", "--journal", journal).code == 2
+    assert canary("trace", cwd=tmp_path / "..").code == 2
 
 
 # --- a real shard ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from canary.cli.gate import gate
 from canary.cli.incidents import incidents
 from canary.cli.rehearse import rehearse_command
 from canary.cli.run import run
+from canary.cli.trace import trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,11 +26,12 @@ def cli() -> None:
     canary check                   spot check: a few heartbeats on every route
     canary run                     watch for ever
     canary incidents               what happened
+    canary trace --last-failed     what became of one heartbeat, span by span
     canary gate --candidate BUILD  does a new build deliver as well as the old?
     """
 
 
-for command in (check, run, rehearse_command, gate, incidents, config):
+for command in (check, run, rehearse_command, gate, incidents, trace, config):
     cli.add_command(command)
 
 

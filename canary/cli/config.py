@@ -121,7 +121,9 @@ def _small_print(plan: Plan) -> str:
 def _control_text(plan: Plan) -> str:
     targets = plan.config.agent.control
     if targets:
-        return f"A silence of all shards is held against them only while {' or '.join(targets)} can be reached."
+        return (
+            f"A silence of all shards is held against them only while {' or '.join(targets)} can be reached."
+        )
     return (
         "No control target is named, so where this agent's own network fails its shards are accused. Name what always "
         'answers: [agent] control = ["https://..."].'

@@ -38,6 +38,7 @@ from canary.events import (
     Skipped,
     Stalled,
     Tolerated,
+    trace_id,
 )
 from canary.outputs.failures import failures
 from canary.outputs.words import NAMES
@@ -134,6 +135,26 @@ class Follower:
         row = self._database.execute(
             "SELECT body FROM heartbeats WHERE heartbeat = ? AND position < ? ORDER BY position DESC LIMIT 1",
             (heartbeat, position),
+        ).fetchone()
+        return _unpacked(row[0]) if row else None
+
+    def find(self, name: str) -> Closed | None:
+        """The heartbeat of this id or of this trace id, as it was closed last."""
+        heartbeat = name if "." in name else self._traced(name.lower())
+        row = self._database.execute(
+            "SELECT body FROM heartbeats WHERE heartbeat = ? ORDER BY position DESC LIMIT 1", (heartbeat,)
+        ).fetchone()
+        return _unpacked(row[0]) if row else None
+
+    def _traced(self, trace: str) -> str | None:
+        """A trace's id follows from its heartbeat's, but not the other way round: a second for half a million of them."""
+        names = self._database.execute("SELECT DISTINCT heartbeat FROM heartbeats ORDER BY position DESC")
+        return next((name for (name,) in names if trace_id(HeartbeatId(name)) == trace), None)
+
+    def last(self, failed_only: bool = False) -> Closed | None:
+        """The heartbeat that was closed last, or the last with which anything went wrong."""
+        row = self._database.execute(
+            "SELECT body FROM heartbeats WHERE failed OR NOT ? ORDER BY position DESC LIMIT 1", (failed_only,)
         ).fetchone()
         return _unpacked(row[0]) if row else None
 

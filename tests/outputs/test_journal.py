@@ -463,3 +463,30 @@ async def test_a_run_that_ends_on_a_full_disk_says_what_is_missing(path, monkeyp
         async with channel_of([closed(heartbeat(seq)) for seq in range(500)]) as events:
             await run_journal(events, journal, told.append)
     assert told[-1] == "the journal is not complete: 500 events were not written"
+
+
+# --- one heartbeat ---------------------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_is_found_by_its_id_and_by_its_trace_as_it_was_closed_last(path):
+    first, second = closed(heartbeat(1)), failed(heartbeat(2))
+    written(path, first, second, failed(heartbeat(1)))
+    with follow(path) as follower:
+        for name in (heartbeat(1).id, heartbeat(1).trace_id, heartbeat(1).trace_id.upper()):
+            found = follower.find(name)
+            assert found is not None
+            assert found.heartbeat.id == heartbeat(1).id
+            assert Verdict.UNDELIVERED in [route.verdict for route in found.settled]
+        assert follower.find("e1.nobody.1") is follower.find("0" * 32) is None
+
+
+def test_the_last_and_the_last_failed_are_found(path):
+    with opened(path) as journal:
+        assert journal.last() is journal.last(failed_only=True) is None
+        journal.append([closed(heartbeat(1))])
+        assert journal.last(failed_only=True) is None
+        journal.append([failed(heartbeat(2)), closed(heartbeat(3))])
+        last, last_failed = journal.last(), journal.last(failed_only=True)
+        assert last is not None
+        assert last_failed is not None
+        assert (last.heartbeat.seq, last_failed.heartbeat.seq) == (3, 2)
