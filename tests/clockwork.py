@@ -166,8 +166,9 @@ class Rig:
             assert not shard._rounds
             shard._good_rounds.number += rounds
             shard.unlearned_settled += rounds * shard._routes
-            for tally in shard._tallies[Aspect.ARRIVAL].values():
-                tally.number += rounds
+            for aspect in (Aspect.ARRIVAL, Aspect.SEND, Aspect.SESSION):  # what is tried in every round
+                for tally in shard._tallies[aspect].values():
+                    tally.number += rounds
 
     def settle_round(self, missing: set[Route]) -> list[Alarm]:
         """`play_round` for one that somebody missed, without its heartbeats: nothing is learned from them."""
