@@ -319,9 +319,13 @@ class Ledger:
             self._try_leak(file, self._presences[name], at)
 
     def _arrive(self, file: "_File", passage: "_Passage", at: float) -> None:
-        if passage.live in WAITING:
-            passage.live = Live.MISSED if passage.is_late else ARRIVED
+        assert passage.received_at is not None
+        if passage.live in WAITING and passage.is_late:
+            passage.live = Live.MISSED
             self._tell(file, passage, at)
+        elif passage.live in WAITING:
+            passage.live = ARRIVED
+            self._tell(file, passage, at, passage.received_at - file.began_at)
         if passage.flags:
             self._try_arrival(file, passage, passage.flags, at)
 
@@ -516,11 +520,10 @@ class Ledger:
 
     # --- verdicts --------------------------------------------------------------------------------------------------
 
-    def _tell(self, file: "_File", passage: "_Passage", at: float) -> None:
-        heartbeat, live, received_at = file.heartbeat, passage.live, passage.received_at
-        latency_s = received_at - file.began_at if live is ARRIVED and received_at is not None else None
+    def _tell(self, file: "_File", passage: "_Passage", at: float, latency_s: float | None = None) -> None:
+        name, due_at = file.heartbeat.id, file.heartbeat.due_at
         self._out.append(
-            Outcome(heartbeat.id, passage.path.route, live, heartbeat.due_at, at, latency_s, passage.labels)
+            Outcome(name, passage.path.route, passage.live, due_at, at, latency_s, passage.labels)
         )
 
     def _settle(self, file: "_File", at: float) -> None:

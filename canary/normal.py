@@ -29,16 +29,16 @@ class Silences:
         self._total = 0
 
     def learn(self, silence_s: float) -> None:
-        bucket = bisect_right(BUCKETS_S, silence_s)
-        self._count(bucket)
-        if self._prior is not None:
-            self._prior._count(bucket)
-
-    def _count(self, bucket: int) -> None:
+        bucket, prior = bisect_right(BUCKETS_S, silence_s), self._prior
         self._counts[bucket] += 1
         self._total += 1
         if self._total >= SAMPLES_MAX:
             self._halve()
+        if prior is not None:
+            prior._counts[bucket] += 1
+            prior._total += 1
+            if prior._total >= SAMPLES_MAX:
+                prior._halve()
 
     def _halve(self) -> None:
         self._counts = [(count + 1) // 2 for count in self._counts]  # the tail stays

@@ -13,11 +13,14 @@ import pytest
 
 from canary.config import Detection, Heartbeats
 from canary.detector import Detector
-from canary.events import Fact, Finding, Live, Outcome, Route, Sent, Trial
+from canary.events import Fact, Live, Outcome, Route, Sent, Trial
 from canary.scope import explain
 from tests.bench.test_bench_ledger import FAR, NEAR, health, watched
 from tests.clockwork import TEN_SECONDS, Rig, grid
 from tests.places import Loss, cells, local_fanout, one_region_per_node, passages, rollout, shaped
+
+JUDGED = frozenset({Outcome, Trial})
+"""The findings of the ledger that the detector hears of."""
 
 FULL = os.environ.get("CANARY_BENCH") == "full"
 
@@ -117,13 +120,7 @@ def judged(facts: list[tuple[float, Fact]]) -> float:
     They are made anew shortly before, as any fact is that comes off a socket."""
     ledger, routes = watched(), [Route(one, other) for one in NEAR for other in NEAR + FAR]
     detector = Detector(Heartbeats(), Detection(), {"us-east": routes})
-    spent_s = 0.0
-
-    def spread(findings: list[Finding]) -> None:
-        for finding in findings:
-            if type(finding) is Outcome or type(finding) is Trial:
-                assert not detector.observe(finding)
-
+    observe, spent_s, alarms = detector.observe, 0.0, 0
     for _, second in groupby(facts, key=lambda told: int(told[0])):
         moments = [
             (at, [copy(fact) for _, fact in those]) for at, those in groupby(second, key=itemgetter(0))
@@ -131,11 +128,16 @@ def judged(facts: list[tuple[float, Fact]]) -> float:
         began = process_time()
         for at, those in moments:
             for fact in those:
-                spread(ledger.observe(fact))
-            spread(ledger.advance(at))
-            detector.advance(at)
+                for finding in ledger.observe(fact):
+                    if type(finding) in JUDGED:
+                        observe(finding)
+            for finding in ledger.advance(at):
+                if type(finding) in JUDGED:
+                    observe(finding)
+            alarms += len(detector.advance(at))
             ledger.next_deadline()
             detector.next_deadline()
         spent_s += process_time() - began
     assert ledger.unsettled < 10
+    assert not alarms
     return spent_s
