@@ -465,7 +465,7 @@ def numbered(number: int | None) -> list[int]:
 
 
 def play_all(cases: Sequence[int], seed: int, console: Console) -> list[Certified]:
-    """In full, on all cores, the longest runs first. A bar is told when its last run is in: all of them take an hour or two."""
+    """In full, on all cores, the longest runs first. A bar is told when its last run is in: all of them take most of an hour."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     figures: dict[tuple[int, int], Figures] = {}
     with ProcessPoolExecutor(os.cpu_count()) as pool, Progress(*columns, console=console) as progress:
