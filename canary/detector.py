@@ -568,6 +568,7 @@ class _Shard:
             else:
                 for stream in self._live:
                     stream.fold(round_)
+            round_.beats.clear()  # each knows its round: nobody should have to look for that ring
             if self.tier is OK:
                 self.unlearned_settled += round_.arrived + round_.missed
                 self._unlearned_missed += round_.missed
