@@ -223,7 +223,7 @@ def _heartbeats(table: "_Table") -> Heartbeats:
         deadline_s=table.duration("deadline", default.deadline_s),
         pause_allowance_s=table.duration("pause_allowance", default.pause_allowance_s),
         audit_window_s=table.duration("audit_window", default.audit_window_s),
-        audit_each=table.whole("audit_each", default.audit_each),
+        audit_each=table.count("audit_each", default.audit_each),
         renew_s=table.duration("renew", max(default.renew_s, RENEW_PERIODS_MIN * period_s)),
     )
     if heartbeats.pause_allowance_s > heartbeats.deadline_s - 1:
@@ -300,7 +300,7 @@ def _shard(table: "_Table") -> Shard:
 
 def _front_door(table: "_Table") -> tuple[Entry, ...]:
     """Behind one URL the nodes are a lottery: draw often enough and tell them apart by what the sessions say."""
-    url, count = table.url("url"), table.count("canaries", 3)
+    url, count = table.url("url"), table.count("canaries", 3, CANARIES_MAX)
     return tuple(Entry(f"{table.key}-door-{number}", url, {}) for number in range(1, count + 1))
 
 
@@ -467,10 +467,11 @@ class _Table:
             self.problem(key, f"must be one of {', '.join(choices)}{_meant(value, choices)}")
         return value
 
-    def count(self, key: str, default: int) -> int:
-        value = self._take(key, int, "a whole number", default)
-        if not 1 <= value <= CANARIES_MAX:
-            self.problem(key, f"must be from 1 to {CANARIES_MAX}")
+    def count(self, key: str, default: int, most: int | None = None) -> int:
+        words = "a whole number" if most else "a whole number from 1 on"
+        value = self._take(key, int, words, default)
+        if value < 1 or (most and value > most):
+            self.problem(key, f"must be from 1 to {most}" if most else f"must be {words}")
             return default
         return int(value)
 
@@ -480,13 +481,6 @@ class _Table:
         if not least <= value <= most:
             self.problem(key, f"must be {words}")
         return float(value)
-
-    def whole(self, key: str, default: int) -> int:
-        words = "a whole number from 1 on"
-        value = self._take(key, (int,), words, default)
-        if value < 1:
-            self.problem(key, f"must be {words}")
-        return int(value)
 
     def duration(self, key: str, default: float) -> float:
         value = self.text(key, "", 'a duration such as "500ms", "5s" or "30d"')

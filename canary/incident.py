@@ -44,7 +44,6 @@ EVALUATE_S = 1.0
 """An open incident is thought over this often at most; people read no faster, and it costs some milliseconds."""
 
 REFIRE_S = 1800.0
-
 HOLD_DOUBLINGS_MAX = 5
 """A failure that comes back within half an hour of its resolution has to stay away twice as long, up to 32 times: one
 page for a flapping shard, not one per flap."""

@@ -132,19 +132,12 @@ class Follower:
 
     def heartbeat_before(self, heartbeat: HeartbeatId, position: int) -> Closed | None:
         """The same heartbeat as it was closed before that position, if it was and is still kept."""
-        row = self._database.execute(
-            "SELECT body FROM heartbeats WHERE heartbeat = ? AND position < ? ORDER BY position DESC LIMIT 1",
-            (heartbeat, position),
-        ).fetchone()
-        return _unpacked(row[0]) if row else None
+        return self._last("heartbeat = ? AND position < ?", heartbeat, position)
 
     def find(self, name: str) -> Closed | None:
         """The heartbeat of this id or of this trace id, as it was closed last."""
         heartbeat = name if "." in name else self._traced(name.lower())
-        row = self._database.execute(
-            "SELECT body FROM heartbeats WHERE heartbeat = ? ORDER BY position DESC LIMIT 1", (heartbeat,)
-        ).fetchone()
-        return _unpacked(row[0]) if row else None
+        return self._last("heartbeat = ?", heartbeat)
 
     def _traced(self, trace: str) -> str | None:
         """A trace's id follows from its heartbeat's, but not the other way round: a second for half a million of them."""
@@ -153,8 +146,13 @@ class Follower:
 
     def last(self, failed_only: bool = False) -> Closed | None:
         """The heartbeat that was closed last, or the last with which anything went wrong."""
+        return self._last("failed OR NOT ?", failed_only)
+
+    def _last(self, condition: str, *values: object) -> Closed | None:
+        """The heartbeat closed last of those that fulfil an SQL condition of ours."""
         row = self._database.execute(
-            "SELECT body FROM heartbeats WHERE failed OR NOT ? ORDER BY position DESC LIMIT 1", (failed_only,)
+            f"SELECT body FROM heartbeats WHERE {condition} ORDER BY position DESC LIMIT 1",
+            values,
         ).fetchone()
         return _unpacked(row[0]) if row else None
 

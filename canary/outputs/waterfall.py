@@ -3,8 +3,8 @@
 It reads the same spans as the exporter makes, so a person who knows one view knows the other.
 """
 
-import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
@@ -32,10 +32,10 @@ def render_waterfall(closed: Closed, fleet: str) -> RenderableType:
 
 def _headline(closed: Closed) -> Text:
     heartbeat = closed.heartbeat
-    due = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(heartbeat.due_wall))
+    due = datetime.fromtimestamp(heartbeat.due_wall, UTC).isoformat(timespec="milliseconds")
     shape = f"{heartbeat.shape.size} {heartbeat.shape.text} in {heartbeat.shape.channel}"
     return Text(
-        f"{heartbeat.id}  shard {heartbeat.shard}, due {due}.{heartbeat.due_wall % 1 * 1000:03.0f}Z, {shape}\n"
+        f"{heartbeat.id}  shard {heartbeat.shard}, due {due.replace('+00:00', 'Z')}, {shape}\n"
         f"trace {heartbeat.trace_id}",
         style="dim",
     )

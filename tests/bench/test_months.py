@@ -5,10 +5,10 @@ from random import Random
 import pytest
 
 from canary.config import Heartbeats
-from canary.events import Alarm, Alive, Aspect, Kind, Labels, Route, Tier, Trial
+from canary.events import Alarm, Alive, Aspect, Kind, Route, Tier
 from canary.normal import Silences
 from tests.bench.months import Facts, Life, Month, Trouble, teach
-from tests.clockwork import SOMEWHERE, Missing, Rig, grid, healthy_latency_s, independently, one_route
+from tests.clockwork import Missing, Rig, grid, healthy_latency_s, independently, one_route
 
 TEN_SECONDS = Heartbeats(period_s=1, deadline_s=10, pause_allowance_s=3)
 
@@ -81,11 +81,10 @@ def test_sessions_are_tried_in_rounds_that_are_skipped_too() -> None:
     """One that ends twice a day is healthy."""
     rig = Rig(grid(1, 2, 2))
     (receiver, *_) = sorted({route.receiver for route in rig.shard_of})
-    labels = Labels("shard-0", SOMEWHERE, SOMEWHERE)
     for _ in range(60):
         rig.rest(43_200)
         assert rig.play_round(set()) == []
         at = float(next(rig.rounds))
-        ended = Trial(Aspect.SESSION, Kind.DETACHED, Route(receiver, receiver), at, at, labels)
-        assert rig.detector.observe(ended) == ()
+        rig.try_(Aspect.SESSION, Kind.DETACHED, Route(receiver, receiver), at)
+        assert rig.findings == []
         assert rig.detector.advance(at) == []

@@ -89,9 +89,8 @@ def draw(seed: int) -> Options:
     shards, regions = random.choice([(1, 1)] * 6 + [(1, 2), (2, 1)])
     return Options(
         seed=seed,
-        hours=round(
-            random.uniform(20, 40) / (shards * regions), 1
-        ),  # one seed takes about as long as another
+        # One seed takes about as long as another.
+        hours=round(random.uniform(20, 40) / (shards * regions), 1),
         period_s=period_s,
         unit_s=random.choice([0.5, 1.0, 1.0]) * period_s,
         shards=shards,
